@@ -1,0 +1,1 @@
+"""The intermediate representations: expressions, patterns, block masks, kernel plans."""

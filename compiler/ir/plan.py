@@ -1,0 +1,97 @@
+"""Kernel plan: what codegen prints, every decision already made.
+
+A ``ForwardPlan`` serves one target; a ``Plan`` is what one written module holds: the GPU kernel
+and the CPU executor of one pattern. codegen reads these objects and decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
+from attnc.compiler.ir.pattern import Pattern
+
+Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
+TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of the one loop: a progression and the mask class its tiles use (0: no mask)."""
+
+    tiles: Progression
+    mask: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPlan:
+    """One forward kernel: one loop over key tiles, the mask behind a uniform branch.
+
+    ``form`` "ranges": the loop runs over the concatenated ``segments`` (at most 8), no table.
+    ``form`` "table": the loop runs over a CSR row; an entry is ``kb * 8 + mask class``; the host
+    builds the table from ``segments`` on the device once per lengths (count, scan, fill).
+    ``masks[c - 1]`` is the residual predicate of mask class ``c``; class 0 is full.
+    ``row_order``: "reversed" where isl proves that rows grow with ``qb``, "forward" where every row
+    costs the same (or rows shrink), "sorted" otherwise: the host sorts rows by tile count, heavy
+    first, once per lengths.
+    """
+
+    block_mask: BlockMask
+    segments: tuple[Segment, ...]
+    masks: tuple[ex.BoolExpr, ...]
+    form: Literal["ranges", "table"]
+    row_order: Literal["forward", "reversed", "sorted"]
+    head_dim: int
+    value_dim: int
+    dtype: Literal["fp32", "bf16", "fp16"]
+    target: Target
+    warps: int
+    stages: int
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tile shape in tokens."""
+        return self.block_mask.tiling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strip:
+    """CPU: a progression of visited tiles of a row, full and partial together, and its residual.
+
+    ``residual`` is the pattern inside the strip (true: nothing to check anywhere in it).
+    ``shift`` ``(p, c)``, ``p > 0``: proved that for all positions of strip tiles, (q, k) is kept
+    exactly when (q + p * tile.q, k + c * tile.k) is: one mask serves rows ``p`` apart whose first
+    key tile moves by ``c`` tiles. None: not proved, masks are made row by row.
+    """
+
+    tiles: Progression
+    residual: ex.BoolExpr
+    shift: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuPlan:
+    """The CPU executor's strips (pairwise disjoint; results merge by log-sum-exp).
+
+    ``block_mask`` has the same tiling and tells full from partial tiles for the report.
+    """
+
+    block_mask: BlockMask
+    strips: tuple[Strip, ...]
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tile shape in tokens."""
+        return self.block_mask.tiling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything one written module needs; ``notes`` explain the choices (``--explain``)."""
+
+    pattern: Pattern
+    forward: ForwardPlan
+    cpu: CpuPlan
+    notes: tuple[str, ...] = field(default=(), compare=False)

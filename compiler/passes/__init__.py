@@ -1,0 +1,1 @@
+"""One rewrite or lowering a module."""

@@ -1,0 +1,36 @@
+"""Where text came from: files, spans, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One piece of ``.attn`` text and the name that diagnostics show for it."""
+
+    name: str
+    text: str
+
+    def line(self, number: int) -> str:
+        """Return line ``number`` (from 1) without its line end, or "" past the end."""
+        lines = self.text.splitlines()
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters ``start`` to ``stop`` (half open) of a source; line and column count from 1."""
+
+    source: Source | None
+    start: int
+    stop: int
+    line: int
+    column: int
+
+    def to(self, last: Span) -> Span:
+        """Return the span from the start of this one to the end of ``last``."""
+        return Span(self.source, self.start, max(self.stop, last.stop), self.line, self.column)
+
+
+UNKNOWN = Span(None, 0, 0, 0, 0)
