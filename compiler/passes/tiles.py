@@ -1,0 +1,93 @@
+"""target, head dims, dtype -> candidate tiles of the forward kernel, best first.
+
+A static table: which tile shapes compile clean (no spills, shared memory within the limit, wgmma
+asynchronous) for the one-loop forward kernel, ordered by loop instructions per score. A plan takes
+the first; ``attnc.runtime.lint.pick_tile`` compiles ahead of time and steps down where a plan with
+more pieces than usual no longer fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.plan import Target
+
+DType = Literal["fp32", "bf16", "fp16"]
+
+MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
+"""Head dims a kernel serves, powers of two or not (the kernel pads to the next power of two)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileChoice:
+    """Tiles of ``q`` by ``k`` tokens, run by ``warps`` warps with ``stages`` loads in flight."""
+
+    q: int
+    k: int
+    warps: int
+    stages: int
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tile shape alone."""
+        return Tiling(self.q, self.k)
+
+
+def padded(head_dim: int) -> int:
+    """Return the power of two a kernel pads a head dim to (at least 16, the least `dot` takes)."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def candidates(
+    target: Target, head_dim: int, value_dim: int, dtype: DType
+) -> tuple[TileChoice, ...]:
+    """Return the tiles worth trying, best first; the last is small enough for every plan.
+
+    Units: tile sides in tokens.
+    Raises: ValueError if a head dim is outside 16 .. 256.
+    """
+    for name, dim in (("head_dim", head_dim), ("value_dim", value_dim)):
+        if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} is {dim}; kernels serve {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
+    wide = max(padded(head_dim), padded(value_dim))
+    step = 64 if wide <= 64 else wide
+    table = _FULL if dtype == "fp32" else _HALF
+    return tuple(TileChoice(*row) for row in table[target][step])
+
+
+_Row = tuple[int, int, int, int]
+_Table = dict[Target, dict[int, tuple[_Row, ...]]]
+
+# (query tile, key tile, warps, stages) per target and padded head dim.
+_HALF: _Table = {
+    "sm_80": {
+        64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        128: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        256: ((64, 64, 8, 1), (64, 32, 8, 2), (64, 32, 4, 1), (32, 32, 4, 1)),
+    },
+    "sm_90": {
+        64: ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
+        128: ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
+        256: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+    },
+    "sm_100": {
+        64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        128: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        256: ((128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
+    },
+    "gfx942": {
+        64: ((128, 128, 4, 1), (128, 64, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
+        128: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
+        256: ((64, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
+    },
+}
+
+# fp32 products run on the plain FMA units (exact, no tf32): registers bind, so tiles are small.
+_FP32_ROWS: dict[int, tuple[_Row, ...]] = {
+    64: ((64, 32, 8, 2), (32, 32, 4, 2), (16, 32, 4, 1), (16, 16, 4, 1)),
+    128: ((32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+    256: ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1)),
+}
+_FULL: _Table = {target: _FP32_ROWS for target in _HALF}

@@ -1,0 +1,115 @@
+"""q, k, v, dense mask -> float64 attention, and how far a kernel may be from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+_ULPS_ALLOWED = {torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute masked attention densely in float64.
+
+    Shape: q ``[B, Hq, Q, D]``, k ``[B, Hkv, K, D]``, v ``[B, Hkv, K, Dv]``; mask bool, broadcast to
+    ``[B, Hq, Q, K]``.
+    Returns: out ``[B, Hq, Q, Dv]`` and lse ``[B, Hq, Q]`` (natural logarithm), both float64; a row
+    that keeps no key has out 0 and lse -inf.
+    """
+    return _dense(q.double(), k.double(), v.double(), mask, scale)
+
+
+def same_precision(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the same with torch matmuls in the dtype of the inputs: the error to hold against."""
+    return _dense(q, k, v, mask, scale)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    group = q.shape[1] // max(k.shape[1], 1)
+    k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = torch.matmul(q, k.transpose(-1, -2)) * factor  # [B, Hq, Q, K]
+    keep = mask.to(scores.device).broadcast_to(scores.shape)
+    scores = scores.masked_fill(~keep, -math.inf)
+    empty = ~keep.any(dim=-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+    lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.sum(-1) - math.inf
+    return torch.matmul(weights, v), lse
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """The largest error allowed against float64, for the output and for the log-sum-exp."""
+
+    out: float
+    lse: float
+
+
+def error_bound(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+) -> ErrorBound:
+    """Return twice the error of a dense same-dtype computation, plus some ulp at the maximum.
+
+    The allowance is 8 ulp (fp32) or 1 ulp (half types) at ``max|out|``. The log-sum-exp is held
+    in fp32, so its allowance is 8 fp32 ulp at ``max|lse|`` whatever the dtype; where the dense
+    computation rounds the scores to a half type its error counts in the same way.
+    """
+    out64, lse64 = reference(q, k, v, mask, scale)
+    out, lse = same_precision(q, k, v, mask, scale)
+    ulps = _ULPS_ALLOWED[q.dtype] * _ULP[q.dtype]
+    finite = torch.isfinite(lse64)
+    return ErrorBound(
+        out=2 * _largest(out.double() - out64) + ulps * _largest(out64),
+        lse=2 * _largest((lse.double() - lse64)[finite])
+        + 8 * _ULP[torch.float32] * max(1.0, _largest(lse64[finite])),
+    )
+
+
+def assert_within(
+    out: Tensor,
+    lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float | None = None,
+) -> None:
+    """Check a result against float64 by the error rule; rows without keys are checked exactly.
+
+    Raises: AssertionError that says which bound is broken and by how much.
+    """
+    out64, lse64 = reference(q, k, v, mask, scale)
+    bound = error_bound(q, k, v, mask, scale)
+    if out.shape != out64.shape:
+        raise AssertionError(f"out is {tuple(out.shape)}, expected {tuple(out64.shape)}")
+    if not torch.isfinite(out).all():
+        raise AssertionError("out holds NaN or inf")
+    empty = torch.isneginf(lse64)
+    if out[empty].any():
+        raise AssertionError("a query without keys has an output that is not 0")
+    error = _largest(out.double() - out64)
+    if error > bound.out:
+        raise AssertionError(f"out is off by {error:.3e}, allowed {bound.out:.3e}")
+    if lse is None:
+        return
+    if lse.shape != lse64.shape:
+        raise AssertionError(f"lse is {tuple(lse.shape)}, expected {tuple(lse64.shape)}")
+    if not torch.equal(torch.isneginf(lse), empty):
+        raise AssertionError("lse is not -inf exactly on the queries without keys")
+    error = _largest((lse.double() - lse64)[~empty])
+    if not error <= bound.lse:
+        raise AssertionError(f"lse is off by {error:.3e}, allowed {bound.lse:.3e}")
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
