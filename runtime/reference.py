@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-_ULPS_ALLOWED = {torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
+_ULP = {
+    torch.float64: 2.0**-52,
+    torch.float32: 2.0**-23,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
+_ULPS_ALLOWED = {torch.float64: 8, torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
 
 
 def reference(
@@ -55,6 +60,11 @@ class ErrorBound:
     lse: float
 
 
+def out_allowance(dtype: torch.dtype, dense_error: float, largest_out: float) -> float:
+    """Return the error allowed in an output: twice the dense one, plus some ulp at the maximum."""
+    return 2 * dense_error + _ULPS_ALLOWED[dtype] * _ULP[dtype] * largest_out
+
+
 def error_bound(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
 ) -> ErrorBound:
@@ -66,10 +76,9 @@ def error_bound(
     """
     out64, lse64 = reference(q, k, v, mask, scale)
     out, lse = same_precision(q, k, v, mask, scale)
-    ulps = _ULPS_ALLOWED[q.dtype] * _ULP[q.dtype]
     finite = torch.isfinite(lse64)
     return ErrorBound(
-        out=2 * _largest(out.double() - out64) + ulps * _largest(out64),
+        out=out_allowance(q.dtype, _largest(out.double() - out64), _largest(out64)),
         lse=2 * _largest((lse.double() - lse64)[finite])
         + 8 * _ULP[torch.float32] * max(1.0, _largest(lse64[finite])),
     )

@@ -1,0 +1,195 @@
+"""expression -> cheaper expression of the same meaning, under bounds of its variables.
+
+Comparisons that the bounds decide go away, negations move to the leaves, and a comparison of a
+query with a key is turned so that each side holds one of them: in a kernel ``k >= q - 255`` costs
+one operation a pair, ``q - k <= 255`` two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from attnc.compiler.ir import expr as ex
+
+Ranges: TypeAlias = Mapping[str, tuple[int | None, int | None]]
+
+_TURNED: dict[ex.CompareOp, ex.CompareOp] = {
+    "<=": ">=", "<": ">", "==": "==", "!=": "!=", ">": "<", ">=": "<=",
+}
+
+
+def simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
+    """Return an equal integer expression, no dearer."""
+    simple = _simplify_int(expr, ranges)
+    low, high = ex.interval(simple, ranges)
+    return ex.Const(low) if low is not None and low == high else simple
+
+
+def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
+    match expr:
+        case ex.Const() | ex.Var():
+            return expr
+        case ex.Add(parts):
+            return ex.add(*(simplify_int(p, ranges) for p in parts))
+        case ex.Scale(factor, part):
+            return ex.scale(factor, simplify_int(part, ranges))
+        case ex.FloorDiv(part, divisor):
+            return ex.floordiv(simplify_int(part, ranges), divisor)
+        case ex.Mod(part, divisor):
+            inner = simplify_int(part, ranges)
+            low, high = ex.interval(inner, ranges)
+            if low is not None and high is not None and 0 <= low and high < divisor:
+                return inner
+            return ex.mod(inner, divisor)
+        case ex.Min(parts):
+            return ex.minimum(*_undominated(parts, ranges, least=True))
+        case ex.Max(parts):
+            return ex.maximum(*_undominated(parts, ranges, least=False))
+        case ex.Abs(part):
+            inner = simplify_int(part, ranges)
+            low, high = ex.interval(inner, ranges)
+            if low is not None and low >= 0:
+                return inner
+            if high is not None and high <= 0:
+                return ex.scale(-1, inner)
+            return ex.absolute(inner)
+        case ex.Select(condition, then, otherwise):
+            return ex.select(
+                simplify_bool(condition, ranges),
+                simplify_int(then, ranges),
+                simplify_int(otherwise, ranges),
+            )
+
+
+def _undominated(
+    parts: tuple[ex.IntExpr, ...], ranges: Ranges, *, least: bool
+) -> list[ex.IntExpr]:
+    """Drop the parts that another part always beats."""
+    kept = [simplify_int(p, ranges) for p in parts]
+    for part in tuple(kept):
+        others = [o for o in kept if o is not part]
+        own_low, own_high = ex.interval(part, ranges)
+        for other in others:
+            low, high = ex.interval(other, ranges)
+            beaten = (
+                (high is not None and own_low is not None and high <= own_low)
+                if least
+                else (low is not None and own_high is not None and low >= own_high)
+            )
+            if beaten:
+                kept = others
+                break
+    return kept
+
+
+def simplify_bool(expr: ex.BoolExpr, ranges: Ranges) -> ex.BoolExpr:
+    """Return an equal truth value, ``Not`` left on ``IsPow2`` and ``Member`` only."""
+    match expr:
+        case ex.Truth():
+            return expr
+        case ex.Compare():
+            return _compare(expr, ranges)
+        case ex.IsPow2(part):
+            inner = simplify_int(part, ranges)
+            _, high = ex.interval(inner, ranges)
+            return ex.FALSE if high is not None and high <= 0 else ex.is_pow2(inner)
+        case ex.Member(part, values):
+            inner = simplify_int(part, ranges)
+            low, high = ex.interval(inner, ranges)
+            possible = [
+                v for v in values if (low is None or v >= low) and (high is None or v <= high)
+            ]
+            return ex.member(inner, possible) if possible else ex.FALSE
+        case ex.And(parts):
+            return ex.and_(*(simplify_bool(p, ranges) for p in parts))
+        case ex.Or(parts):
+            return ex.or_(*(simplify_bool(p, ranges) for p in parts))
+        case ex.Not(ex.And(parts)):
+            return ex.or_(*(simplify_bool(ex.not_(p), ranges) for p in parts))
+        case ex.Not(ex.Or(parts)):
+            return ex.and_(*(simplify_bool(ex.not_(p), ranges) for p in parts))
+        case ex.Not(part):
+            inner_bool = simplify_bool(part, ranges)
+            negated = ex.not_(inner_bool)
+            return simplify_bool(negated, ranges) if isinstance(negated, ex.Compare) else (
+                simplify_bool(negated, ranges)
+                if isinstance(inner_bool, ex.And | ex.Or)
+                else negated
+            )
+        case ex.Exists():
+            raise AssertionError(f"a residual predicate holds no `exists`: {ex.show(expr)}")
+
+
+def _compare(expr: ex.Compare, ranges: Ranges) -> ex.BoolExpr:
+    left, right = simplify_int(expr.left, ranges), simplify_int(expr.right, ranges)
+    difference = ex.sub(left, right)
+    decided = _decide(expr.op, difference, ranges)
+    if decided is not None:
+        return ex.Truth(decided)
+    around = _without_abs(expr.op, difference)
+    if around is not None:
+        return simplify_bool(around, ranges)
+    return _turned(expr.op, left, right, difference)
+
+
+def _decide(op: ex.CompareOp, difference: ex.IntExpr, ranges: Ranges) -> bool | None:
+    """Return the truth of ``difference op 0`` where bounds alone decide it."""
+    low, high = ex.interval(difference, ranges)
+    below, above = high is not None and high < 0, low is not None and low > 0
+    at_most, at_least = high is not None and high <= 0, low is not None and low >= 0
+    match op:
+        case "<=":
+            return True if at_most else False if above else None
+        case "<":
+            return True if below else False if at_least else None
+        case ">=":
+            return True if at_least else False if below else None
+        case ">":
+            return True if above else False if at_most else None
+        case "==":
+            return False if below or above else None
+        case "!=":
+            return True if below or above else None
+
+
+def _without_abs(op: ex.CompareOp, difference: ex.IntExpr) -> ex.BoolExpr | None:
+    """``|x| + c op 0`` as two comparisons of x, for the four order relations."""
+    terms = difference.parts if isinstance(difference, ex.Add) else (difference,)
+    constant = sum(t.value for t in terms if isinstance(t, ex.Const))
+    rest = [t for t in terms if not isinstance(t, ex.Const)]
+    match rest:
+        case [ex.Abs(part)]:
+            bound, relation = -constant, op
+        case [ex.Scale(-1, ex.Abs(part))]:
+            bound, relation = constant, _TURNED[op]
+        case _:
+            return None
+    # |part| relation bound
+    match relation:
+        case "<=" | "<":
+            return ex.and_(
+                ex.compare(relation, part, ex.Const(bound)),
+                ex.compare(_TURNED[relation], part, ex.Const(-bound)),
+            )
+        case ">" | ">=":
+            return ex.or_(
+                ex.compare(relation, part, ex.Const(bound)),
+                ex.compare(_TURNED[relation], part, ex.Const(-bound)),
+            )
+        case _:
+            return None
+
+
+def _turned(
+    op: ex.CompareOp, left: ex.IntExpr, right: ex.IntExpr, difference: ex.IntExpr
+) -> ex.BoolExpr:
+    """Write a comparison with all terms of the key on the left and the rest on the right."""
+    terms = difference.parts if isinstance(difference, ex.Add) else (difference,)
+    keys = [t for t in terms if "k" in ex.free_vars(t)]
+    rest = [t for t in terms if "k" not in ex.free_vars(t)]
+    if not keys or any("q" in ex.free_vars(t) for t in keys):
+        return ex.Compare(op, left, right)
+    if isinstance(keys[0], ex.Scale) and keys[0].factor < 0:
+        return ex.Compare(_TURNED[op], ex.scale(-1, ex.add(*keys)), ex.add(*rest))
+    return ex.Compare(op, ex.add(*keys), ex.scale(-1, ex.add(*rest)))
