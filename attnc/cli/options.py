@@ -1,0 +1,168 @@
+"""Flags -> values: the flags that several verbs share, and what they are read into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from attnc.compiler.ir.blockmask import Tiling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TARGET_NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPE_NAMES = ("bf16", "fp16", "fp32")
+LENGTH_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sequence lengths in tokens: queries and keys."""
+
+    nq: int
+    nk: int
+
+    def __str__(self) -> str:
+        return f"n={self.nk}" if self.nq == self.nk else f"nq={self.nq}, nk={self.nk}"
+
+
+class DefineType(click.ParamType):
+    """``name=value``; the value stays text, the driver reads it by the parameter's type."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.strip():
+            self.fail(f"`{value}` is not of the form name=value, such as -D window=256", param, ctx)
+        return name.strip(), text.strip()
+
+
+class TileType(click.ParamType):
+    """``128x64``: tokens of a tile, queries by keys."""
+
+    name = "QxK"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(value))
+        if not found:
+            self.fail(f"`{value}` is not a tile; write queries x keys, such as 128x64", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+class ShapeItemType(click.ParamType):
+    """``n=65536`` or ``nq=1,nk=4096``: lengths by name."""
+
+    name = "n=TOKENS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[str, int], ...]:
+        items = []
+        for part in str(value).split(","):
+            found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d[\d_]*)\s*", part)
+            if not found:
+                self.fail(
+                    f"`{part}` is not a length; write n=65536, or nq=1,nk=4096", param, ctx
+                )
+            if found[1] not in ("n", "nq", "nk"):
+                self.fail(
+                    f"there is no extent `{found[1]}`; extents are n, nq and nk", param, ctx
+                )
+            if int(found[2]) > LENGTH_MAX:
+                self.fail(f"`{part}` is over {LENGTH_MAX} tokens", param, ctx)
+            items.append((found[1], int(found[2])))
+        return tuple(items)
+
+
+def read_shape(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[tuple[str, int], ...], ...]
+) -> Shape | None:
+    """Put the lengths of all ``--shape`` flags together."""
+    lengths: dict[str, int] = {}
+    for name, tokens in (item for group in given for item in group):
+        if lengths.setdefault(name, tokens) != tokens:
+            raise click.UsageError(f"--shape gives `{name}` twice: {lengths[name]} and {tokens}")
+    if not lengths:
+        return None
+    if "n" in lengths and len(lengths) > 1:
+        raise click.UsageError("--shape: give either n, or nq and nk")
+    if "n" in lengths:
+        return Shape(lengths["n"], lengths["n"])
+    if len(lengths) == 1:
+        missing = "nk" if "nq" in lengths else "nq"
+        raise click.UsageError(f"--shape gives {next(iter(lengths))} alone; add {missing}=...")
+    return Shape(lengths["nq"], lengths["nk"])
+
+
+def read_defines(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
+    """Put all ``-D`` flags together; two values for one name are refused."""
+    values: dict[str, str] = {}
+    for name, text in given:
+        if name in values:
+            raise click.UsageError(f"-D gives `{name}` twice: {values[name]} and {text}")
+        values[name] = text
+    return values
+
+
+def read_tile(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[int, int] | None
+) -> Tiling | None:
+    """Make a ``Tiling`` of a ``--tile`` flag."""
+    if given is None:
+        return None
+    from attnc.compiler.ir.blockmask import Tiling
+
+    return Tiling(*given)
+
+
+def pattern_options(command: F) -> F:
+    """Add FILE, ``--pattern`` and ``-D``: which pattern, with which parameters."""
+    for decorate in (
+        click.option("-D", "defines", type=DefineType(), multiple=True, callback=read_defines,
+                     help="Set a parameter of the pattern; may be repeated."),
+        click.option("--pattern", "pattern_name", metavar="NAME",
+                     help="Which pattern of the file, where it holds several."),
+        click.argument("file", metavar="FILE"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def shape_option(help_text: str) -> Callable[[F], F]:
+    """Add ``--shape``."""
+    return click.option("--shape", type=ShapeItemType(), multiple=True, callback=read_shape,
+                        metavar="n=TOKENS", help=help_text)
+
+
+def plan_options(command: F) -> F:
+    """Add the flags that decide what is generated."""
+    for decorate in (
+        click.option("--tile", type=TileType(), callback=read_tile, metavar="QxK",
+                     help="Tile shape in tokens, such as 128x64 (default: the plan picks)."),
+        click.option("--dtype", type=click.Choice(DTYPE_NAMES), default="bf16",
+                     show_default=True, help="Element type of q, k and v."),
+        click.option("--value-dim", type=click.IntRange(16, 256), metavar="DV",
+                     help="Size of a value vector (default: as --head-dim)."),
+        click.option("--head-dim", type=click.IntRange(16, 256), default=64, show_default=True,
+                     metavar="D", help="Size of a query and key vector."),
+    ):
+        command = decorate(command)
+    return command
+
+
+heads_option = click.option(
+    "--heads", type=click.IntRange(1, 65535), metavar="H",
+    help="How many query heads; must be the pattern's own number where it has one.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -1,0 +1,71 @@
+"""Flags -> kernel plan, and the plan's kernel compiled ahead of time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from attnc.dsl.diagnostics import CompileError, Diagnostic
+
+if TYPE_CHECKING:
+    from attnc.compiler.ir.pattern import Pattern
+    from attnc.compiler.ir.plan import Plan
+    from attnc.runtime.aot import Artifact
+
+
+def plan_for(
+    pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object
+) -> Plan:
+    """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile."""
+    from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.passes.build_plan import build_plan
+
+    assert tile is None or isinstance(tile, Tiling)
+    on_cpu = target == "cpu"
+    try:
+        return build_plan(
+            pattern,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            dtype=cast(Any, dtype),
+            target=cast(Any, "sm_90" if on_cpu else target),
+            tile=None if on_cpu else tile,
+            cpu_tile=tile if on_cpu else None,
+        )
+    except ValueError as wrong:
+        raise CompileError([Diagnostic(code="ATT0405", message=str(wrong))]) from wrong
+
+
+def compile_ahead(plan: Plan) -> Artifact:
+    """Compile the forward kernel of a plan for its target, without a GPU."""
+    from attnc.cli.terminal import progress
+
+    with progress(1) as steps:
+        steps.step(f"compiling for {plan.forward.target}")
+        try:
+            from attnc.codegen.module import emit_module
+            from attnc.runtime.aot import compile_kernel
+        except ImportError as missing:
+            raise needs_torch(missing) from missing
+        return compile_kernel(emit_module(plan), plan.forward, plan.forward.target)
+
+
+def needs_torch(missing: ImportError) -> CompileError:
+    """Return the error for a verb that needs torch or triton where they are not installed."""
+    return CompileError(
+        [
+            Diagnostic(
+                code="ATT0507",
+                message=f"this needs `{missing.name or 'torch'}`, which is not installed",
+                help='install it with `pip install "attnc[torch]"`',
+            )
+        ]
+    )
+
+
+def artifact_facts(artifact: Artifact) -> dict[str, object]:
+    """Return what ahead-of-time compilation found out about a kernel."""
+    return {
+        "registers": artifact.registers,
+        "spill_bytes": artifact.spill_bytes,
+        "shared_bytes": artifact.shared_bytes,
+    }
