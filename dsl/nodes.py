@@ -5,13 +5,22 @@ Three sums: ``Expr`` (numbers and truth values), ``Set`` (sets of (query, key) p
 alone have equal ASTs.
 """
 
+# ruff: noqa: RUF009  (`_span()` returns a dataclass field)
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attnc.dsl.source import UNKNOWN, Span
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_never  # typing.assert_never is 3.11; we support 3.10
+else:
+
+    def assert_never(value: object) -> None:
+        raise AssertionError(value)
 
 
 def _span() -> Span:
@@ -291,7 +300,63 @@ Item: TypeAlias = Import | Param | Heads | PatternDef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A whole file: its items in order, and its comments for the formatter."""
+    """A whole file: its items in order (comments other than docs are the formatter's alone)."""
 
     items: tuple[Item, ...]
     span: Span = _span()
+
+
+Node: TypeAlias = Expr | Set | Argument | Item | Type | File
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """Return the nodes right below one, in the order they were written."""
+    match node:
+        case Number() | Bool() | Name() | Import():
+            return ()
+        case ListOf(items=parts) | BoolOp(parts=parts) | Compare(operands=parts):
+            return parts
+        case SetUnion(parts=sets) | SetIntersection(parts=sets):
+            return sets
+        case Call(args=args):
+            return args
+        case Reference(args=arguments):
+            return arguments
+        case Index(base=base, index=index):
+            return (base, index)
+        case Unary(operand=part) | Argument(value=part) | Heads(count=part):
+            return (part,)
+        case Builder(predicate=part):
+            return (part,)
+        case Binary(left=left, right=right):
+            return (left, right)
+        case SetDifference(left=first, right=second):
+            return (first, second)
+        case SetComplement(part=only):
+            return (only,)
+        case Quantifier(low=low, high=high, body=body):
+            return (low, high, body)
+        case IfExpr(condition=condition, then=then, otherwise=otherwise):
+            return (condition, then, otherwise)
+        case SetIf(condition=condition, then=kept, otherwise=rest):
+            return (condition, kept, rest)
+        case Let(value=value, body=body):
+            return (value, body)
+        case Type(item=item):
+            return () if item is None else (item,)
+        case Param(type=kind, low=least, high=most, default=default):
+            return tuple(x for x in (kind, least, most, default) if x is not None)
+        case PatternDef(params=params, heads=heads, body=kept):
+            return (*params, *(() if heads is None else (heads,)), kept)
+        case File(items=written):
+            return written
+    assert_never(node)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Yield a node and all below it, parents first, without recursion."""
+    stack: list[Node] = [node]
+    while stack:
+        here = stack.pop()
+        yield here
+        stack.extend(reversed(children(here)))

@@ -1,0 +1,250 @@
+"""Tokens -> AST, item by item: a syntax error costs one item, and the rest is still read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnc.dsl import expected, limits
+from attnc.dsl import nodes as ast
+from attnc.dsl.diagnostics import CompileError, Diagnostic
+from attnc.dsl.scanner import RESERVED, Token, scan
+from attnc.dsl.source import Source
+
+if TYPE_CHECKING:
+    from lark import Lark
+
+MAX_ERRORS = 20
+ITEM_WORDS = ("param", "heads", "pattern", "import")
+LATER_WORDS = ("space", "input", "route", "score", "attention")
+
+_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+
+
+def parse(source: Source) -> tuple[ast.File | None, tuple[Diagnostic, ...]]:
+    """Read a whole file. Returns None for the AST exactly where some diagnostic is an error."""
+    refused = limits.check_text(source)
+    if refused is not None:
+        return None, (refused,)
+    tokens, found = scan(source)
+    too_deep = limits.check_nesting(tokens)
+    if too_deep is not None:
+        return None, (too_deep,)
+    items: list[ast.Item] = []
+    for chunk in _split(tokens):
+        if len(found) > MAX_ERRORS:
+            break
+        item = _parse_item(chunk)
+        if isinstance(item, Diagnostic):
+            found.append(item)
+        elif item is not None:
+            items.append(item)
+    if found:
+        return None, _in_order(found)
+    end = tokens[-1].span
+    span = tokens[0].span.to(end)
+    return ast.File(items=tuple(_with_docs(items, tokens)), span=span), ()
+
+
+def parse_expression(text: str, name: str = "<expression>") -> ast.Expr:
+    """Read one expression, such as the printed form of an IR predicate.
+
+    Raises: CompileError with the diagnostics of a file of the same text.
+    """
+    source = Source(name, text)
+    refused = limits.check_text(source)
+    if refused is not None:
+        raise CompileError((refused,))
+    tokens, found = scan(source)
+    too_deep = limits.check_nesting(tokens)
+    if too_deep is not None:
+        raise CompileError((too_deep,))
+    if found:
+        raise CompileError(_in_order(found))
+    result = _run(_significant(tokens), "expr")
+    if isinstance(result, Diagnostic):
+        raise CompileError((result,))
+    return result  # type: ignore[no-any-return]
+
+
+def _in_order(found: list[Diagnostic]) -> tuple[Diagnostic, ...]:
+    found = sorted(found, key=lambda d: d.span.start)
+    if len(found) <= MAX_ERRORS:
+        return tuple(found)
+    more = Diagnostic(
+        code="ATT0100", severity="note", span=found[MAX_ERRORS].span,
+        message=f"there are errors after the first {MAX_ERRORS}; this is where they go on",
+        help="fix the errors above first",
+    )  # fmt: skip
+    return (*found[:MAX_ERRORS], more)
+
+
+# --------------------------------------------------------------------------------------- items
+
+
+def _significant(tokens: Sequence[Token]) -> list[Token]:
+    return [t for t in tokens if t.kind != "comment"]
+
+
+def _split(tokens: Sequence[Token]) -> list[list[Token]]:
+    """Cut the tokens where an item starts; every chunk ends with the token after it.
+
+    Two words side by side occur at the start of an item and nowhere inside one (but for `one of`
+    and the `heads` clause), so a cut needs no parsing and survives an unclosed bracket.
+    """
+    significant = _significant(tokens)
+    starts = [0] if len(significant) > 1 else []
+    head_open, depth = False, 0  # head_open: in a pattern, before its `=`
+    for i, token in enumerate(significant[:-1]):
+        if i == 0 or _starts_item(significant, i, head_open, depth):
+            if i > 0:
+                starts.append(i)
+            head_open, depth = token.text == "pattern", 0
+        if token.kind == "sign":
+            if token.text in "([{":
+                depth += 1
+            elif token.text in ")]}":
+                depth = max(0, depth - 1)
+            elif token.text == "=" and depth == 0:
+                head_open = False
+    ends = [*starts[1:], len(significant) - 1]
+    return [significant[a : b + 1] for a, b in zip(starts, ends, strict=True)]
+
+
+def _starts_item(tokens: Sequence[Token], i: int, head_open: bool, depth: int) -> bool:
+    token, after = tokens[i], tokens[i + 1]
+    if token.kind != "word" or not token.first or token.text in RESERVED:
+        return False
+    if token.text == "heads" and head_open and depth == 0:
+        return False
+    margin = token.span.column == 1
+    if token.text in ITEM_WORDS and margin and after.text == "=" and tokens[i - 1].text != "let":
+        return True  # `pattern = ...`: the name is missing
+    if after.kind != "word" or after.first or after.text in RESERVED:
+        return False
+    if (token.text, after.text) == ("one", "of"):
+        return False
+    return token.text in ITEM_WORDS or margin
+
+
+def _parse_item(chunk: list[Token]) -> ast.Item | Diagnostic | None:
+    if any(t.kind == "bad" for t in chunk[:-1]):
+        return None  # the scanner has said why
+    first = chunk[0]
+    if first.text in ITEM_WORDS:
+        return _run(chunk, "item")  # type: ignore[no-any-return]
+    if first.text in LATER_WORDS and first.kind == "word":
+        return Diagnostic(
+            code="ATT0107", span=first.span,
+            message=f"`{first.text}` belongs to a later release of the language",
+            notes=("this release reads `pattern`, `param`, `heads` and `import`",),
+            help="write the set of pairs by formula: `pattern p = { q -> k : ... }`",
+        )  # fmt: skip
+    return expected.unknown_item(first, ITEM_WORDS, LATER_WORDS)
+
+
+def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]:
+    """Give each pattern the comment block that ends on the line right above it."""
+    from dataclasses import replace
+
+    comments = {t.span.line: t.text for t in tokens if t.kind == "comment" and t.first}
+    result: list[ast.Item] = []
+    for item in items:
+        if isinstance(item, ast.PatternDef):
+            line, block = item.span.line - 1, list[str]()
+            while line in comments:
+                block.append(comments[line].lstrip("#").removeprefix(" ").rstrip())
+                line -= 1
+            item = replace(item, doc="\n".join(reversed(block)).strip("\n")) if block else item
+        result.append(item)
+    return result
+
+
+# --------------------------------------------------------------------------------------- LALR
+
+
+@lru_cache(maxsize=1)
+def _lalr() -> tuple[Lark, dict[str, str]]:
+    """Build the parser once. Returns it and the map from literal text to terminal name."""
+    from lark import Lark
+    from lark.lexer import Lexer
+    from lark.lexer import PatternStr as Literal
+
+    from attnc.dsl.build_ast import BuildAst
+
+    class Unused(Lexer):
+        """Tokens come from ``scanner.py``; Lark sees them one by one."""
+
+        def __init__(self, lexer_conf: Any) -> None: ...
+
+        def lex(self, lexer_state: Any, parser_state: Any) -> Any:
+            return iter(())
+
+    grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
+    lark = Lark(
+        grammar, parser="lalr", lexer=Unused, start=["item", "expr"], keep_all_tokens=True,
+        maybe_placeholders=False, transformer=BuildAst(),
+    )  # fmt: skip
+    words = {t.pattern.value: t.name for t in lark.terminals if isinstance(t.pattern, Literal)}
+    return lark, words | {sign: "COMPARE" for sign in _COMPARISONS}
+
+
+def _run(chunk: Sequence[Token], start: str) -> Any:
+    """Parse one chunk. Returns its AST node, or the diagnostic of its first error."""
+    from lark import UnexpectedToken
+
+    from attnc.dsl.build_ast import Terminal
+
+    lark, words = _lalr()
+    machine = lark.parse_interactive(start=start)
+    states = machine.parser_state.parse_conf.parse_table.states
+    at = 0
+    try:
+        for at, token in enumerate(chunk[:-1]):
+            accepted = states[machine.parser_state.position]
+            kind = _terminal(chunk, at, words, accepted)
+            machine.feed_token(Terminal(kind, token))  # type: ignore[arg-type]
+        at = len(chunk) - 1
+        node = machine.feed_token(Terminal("$END", chunk[at]))  # type: ignore[arg-type]
+    except UnexpectedToken:
+        return expected.unexpected(chunk, at, _accepted_before(chunk, at, start))
+    except limits.MixedOperators as mixed:
+        return mixed.diagnostic
+    too_deep = limits.check_depth(node)
+    return node if too_deep is None else too_deep
+
+
+def _terminal(chunk: Sequence[Token], at: int, words: dict[str, str], accepted: Any) -> str:
+    """Return the terminal of a token; a soft keyword is one only where the parser can take it."""
+    token = chunk[at]
+    match token.kind:
+        case "number":
+            return "NUMBER"
+        case "string":
+            return "STRING"
+        case "word":
+            keyword = words.get(token.text)
+            if keyword is not None and (token.text in RESERVED or keyword in accepted):
+                return keyword
+            return "NAME"
+        case _:
+            # A comma before `name :` starts the next parameter or argument, so that the choices
+            # in `one of a, b, width: int` end where they should with one token of lookahead.
+            if token.text == "," and at + 2 < len(chunk) and chunk[at + 2].text == ":":
+                return "SEP"
+            return words[token.text]
+
+
+def _accepted_before(chunk: Sequence[Token], at: int, start: str) -> frozenset[str]:
+    """Return the terminals that could have stood at token ``at`` (LALR reduces before it sees)."""
+    from attnc.dsl.build_ast import Terminal
+
+    lark, words = _lalr()
+    machine = lark.parse_interactive(start=start)
+    states = machine.parser_state.parse_conf.parse_table.states
+    for i, token in enumerate(chunk[:at]):
+        kind = _terminal(chunk, i, words, states[machine.parser_state.position])
+        machine.feed_token(Terminal(kind, token))  # type: ignore[arg-type]
+    return frozenset(machine.accepts())
