@@ -1,0 +1,277 @@
+"""The contract of an op, pasted verbatim into every written module: checks, impl, torch.library.
+
+``module.py`` copies what stands between the cut lines: the checks first, the registration at the
+end of a module. Above them stand the names that the rest of a written module defines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+NAME = "causal"
+OP = "causal_0123456789ab"
+HEADS: int | None = None
+HEAD_DIM = 64
+VALUE_DIM = 64
+GPU_DTYPES = (torch.bfloat16, torch.float16)
+_NO_TRITON: ImportError | None = None
+
+
+def _gpu_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float,
+    out: torch.Tensor, lse: torch.Tensor,
+) -> None:
+    raise NotImplementedError("a written module defines this")
+
+
+def _cpu_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    raise NotImplementedError("a written module defines this")
+
+
+# --- cut: checks ---
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DEVICES = ("cpu", "cuda", "meta")
+_MOST_TOKENS = 2**31 - 1  # positions are 32-bit in the kernels, addresses are not
+
+
+def _call(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refuse what the dispatcher would word badly, then call the registered op."""
+    for argument, t in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{NAME}: {argument} must be a torch.Tensor, got {type(t).__name__}")
+        if t.device.type not in _DEVICES:
+            raise ValueError(
+                f"{NAME}: {argument} is on device {t.device}; this op runs on cpu and cuda"
+            )
+    if scale is None:
+        scale = HEAD_DIM**-0.5
+    elif isinstance(scale, torch.Tensor):
+        raise ValueError(f"{NAME}: scale must be a number, got a Tensor; write scale.item()")
+    else:
+        try:
+            scale = float(scale)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{NAME}: scale must be a number, got {type(scale).__name__}"
+            ) from None
+    result: tuple[torch.Tensor, torch.Tensor] = _op(q, k, v, scale)
+    return result
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raise a ValueError that names the argument, what it is and what was expected."""
+    for argument, t, heads, tokens, width in (
+        ("q", q, "Hq", "Q", HEAD_DIM),
+        ("k", k, "Hkv", "K", HEAD_DIM),
+        ("v", v, "Hkv", "K", VALUE_DIM),
+    ):
+        if t.dim() != 4:
+            raise ValueError(
+                f"{NAME}: {argument} must have 4 dimensions [B, {heads}, {tokens}, {width}], "
+                f"got {t.dim()}: {tuple(t.shape)}"
+            )
+        if t.shape[3] != width:
+            raise ValueError(
+                f"{NAME}: the last dimension of {argument} must be {width}, got {t.shape[3]}; "
+                "this op was compiled for that width only"
+            )
+        if t.shape[1] == 0:
+            raise ValueError(f"{NAME}: {argument} has no heads: {tuple(t.shape)}")
+        if t.stride(3) != 1:
+            raise ValueError(
+                f"{NAME}: the last dimension of {argument} must be contiguous, got stride "
+                f"{t.stride(3)}; write {argument}.contiguous()"
+            )
+        if t.dtype not in _DTYPES:
+            raise ValueError(
+                f"{NAME}: {argument} must be float32, bfloat16, float16 or (on a CPU) float64, "
+                f"got {t.dtype}"
+            )
+        if t.dtype != q.dtype:
+            raise ValueError(f"{NAME}: {argument} has dtype {t.dtype} but q has {q.dtype}")
+        if t.device != q.device:
+            raise ValueError(f"{NAME}: {argument} is on {t.device} but q is on {q.device}")
+        if t.shape[0] != q.shape[0]:
+            raise ValueError(
+                f"{NAME}: {argument} has batch size {t.shape[0]} but q has {q.shape[0]}"
+            )
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"{NAME}: v has {v.shape[1]} heads but k has {k.shape[1]}")
+    if v.shape[2] != k.shape[2]:
+        raise ValueError(f"{NAME}: v has {v.shape[2]} tokens but k has {k.shape[2]}")
+    if q.shape[1] % k.shape[1] != 0:
+        raise ValueError(
+            f"{NAME}: the heads of q must be a multiple of the heads of k, "
+            f"got {q.shape[1]} and {k.shape[1]}"
+        )
+    if HEADS is not None and q.shape[1] != HEADS:
+        raise ValueError(
+            f"{NAME}: q must have {HEADS} heads, one for each mask of the pattern, "
+            f"got {q.shape[1]}"
+        )
+    if q.device.type == "cuda" and q.dtype not in GPU_DTYPES:
+        expected = " or ".join(str(dtype) for dtype in GPU_DTYPES)
+        raise ValueError(
+            f"{NAME}: q has dtype {q.dtype}, but the GPU kernel was compiled for {expected}; "
+            "compile the pattern again with that dtype, or convert q, k and v"
+        )
+
+
+# --- cut: registration ---
+
+
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the op. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``, both contiguous."""
+    _check(q, k, v)
+    if not math.isfinite(scale):
+        raise ValueError(f"{NAME}: scale must be finite, got {scale}")
+    for argument, t in (("q", q), ("k", k)):
+        if t.shape[2] > _MOST_TOKENS:
+            raise ValueError(f"{NAME}: {argument} has {t.shape[2]} tokens, the most is 2**31 - 1")
+    out, lse = _empty(q, v)
+    if k.shape[2] == 0 or lse.numel() == 0:
+        return out.zero_(), lse.fill_(-math.inf)
+    if q.device.type == "cuda":
+        if _NO_TRITON is not None:
+            raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
+        with torch.cuda.device(q.device):
+            _gpu_forward(q, k, v, scale, out, lse)
+        return out, lse
+    out, lse = _cpu_forward(q, k, v, scale)
+    return out.contiguous(), lse.contiguous()
+
+
+def _empty(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return uninitialised results; lse is float32, float64 beside float64."""
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_empty((q.shape[0], q.shape[1], q.shape[2], VALUE_DIM))
+    return out, q.new_empty((q.shape[0], q.shape[1], q.shape[2]), dtype=lse_dtype)
+
+
+def _fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check(q, k, v)
+    return _empty(q, v)
+
+
+_NO_BACKWARD = (
+    f"attnc: backward of {NAME} is not generated in this version; "
+    "call the op under torch.no_grad(), or detach q, k and v"
+)
+
+
+class _Autograd(torch.autograd.Function):
+    """Lets a forward call accept tensors that require gradients; its backward raises.
+
+    The refusal is an op of its own, so that torch.compile, which traces a backward beside every
+    forward, meets the error only where a backward really runs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
+        ctx.save_for_backward(q, k, v)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _op(q, k, v, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Any, grad_lse: Any) -> Any:
+        return *_backward_op(grad_out, grad_lse, *ctx.saved_tensors), None
+
+
+def _autograd(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Any:
+    tensors = (q, k, v)
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise RuntimeError(f"attnc: forward-mode derivatives of {NAME} are not generated")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(_NO_BACKWARD)
+        return _Autograd.apply(q, k, v, scale)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _op(q, k, v, scale)
+
+
+def _backward(*arguments: Any) -> Any:
+    raise RuntimeError(_NO_BACKWARD)
+
+
+def _fake_backward(grad_out: Any, grad_lse: Any, q: Any, k: Any, v: Any) -> Any:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _autocast(device_type: str) -> Any:
+    """Return the autocast rule: cast to the autocast dtype as SDPA does, float64 excepted."""
+    below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+
+    def rule(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        cast = [
+            t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in (q, k, v)
+        ]
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return _op(*cast, scale)
+
+    return rule
+
+
+def _vmap(info: Any, in_dims: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
+    """Fold the mapped dimension into the batch."""
+
+    def fold(t: torch.Tensor, dim: int | None) -> torch.Tensor:
+        mapped = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        if mapped.dim() != 5:
+            raise ValueError(f"{NAME}: under vmap q, k and v must have 4 dimensions each")
+        return mapped.flatten(0, 1)
+
+    folded = [fold(t, dim) for t, dim in zip((q, k, v), in_dims, strict=False)]
+    out, lse = _op(*folded, scale)
+    sizes = (info.batch_size, out.shape[0] // info.batch_size)
+    return (out.unflatten(0, sizes), lse.unflatten(0, sizes)), (0, 0)
+
+
+def _register() -> tuple[Any, Any]:
+    """Define the op, unless another copy of this module has; return it and its backward."""
+    qualified, backward = f"attnc::{OP}", f"attnc::{OP}_backward"
+    if not hasattr(torch.ops.attnc, OP):
+        library = torch.library.Library("attnc", "FRAGMENT")
+        # The op lives as long as its library object, and other copies of this module may use it.
+        torch.library.__dict__.setdefault("_attnc_libraries", []).append(library)
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+        library.define(
+            f"{OP}(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)", tags=tags
+        )
+        library.define(
+            f"{OP}_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v)"
+            " -> (Tensor, Tensor, Tensor)",
+            tags=tags,
+        )
+        library.impl(OP, _forward, "CPU")
+        library.impl(OP, _forward, "CUDA")
+        library.impl(OP, _autograd, "Autograd")
+        library.impl(OP, _autocast("cpu"), "AutocastCPU")
+        library.impl(OP, _autocast("cuda"), "AutocastCUDA")
+        library.impl(f"{OP}_backward", _backward, "CompositeExplicitAutograd")
+        torch.library.register_fake(qualified, _fake, lib=library)
+        torch.library.register_fake(backward, _fake_backward, lib=library)
+        torch.library.register_vmap(qualified, _vmap, lib=library)
+    packets = torch.ops.attnc
+    return getattr(packets, OP).default, getattr(packets, f"{OP}_backward").default
+
+
+_op, _backward_op = _register()
