@@ -591,6 +591,50 @@ def interval(
             )
 
 
+def tidy(expr: IntExpr, ranges: Mapping[str, tuple[int | None, int | None]]) -> IntExpr:
+    """Return an equal expression without the operations that ``interval`` shows to do nothing."""
+    def go(part: IntExpr) -> IntExpr:
+        return tidy(part, ranges)
+
+    match expr:
+        case Add(parts):
+            return add(*map(go, parts))
+        case Scale(factor, part):
+            return scale(factor, go(part))
+        case FloorDiv(part, divisor) | Mod(part, divisor):
+            inner = go(part)
+            low, high = interval(inner, ranges)
+            if low is not None and high is not None and low // divisor == high // divisor:
+                quotient = Const(low // divisor)
+                if isinstance(expr, FloorDiv):
+                    return quotient
+                return sub(inner, scale(divisor, quotient))
+            return floordiv(inner, divisor) if isinstance(expr, FloorDiv) else mod(inner, divisor)
+        case Min(parts) | Max(parts):
+            kind = minimum if isinstance(expr, Min) else maximum
+            return kind(*_undominated([go(p) for p in parts], ranges, isinstance(expr, Min)))
+        case Select(condition, then, otherwise):
+            return select(condition, go(then), go(otherwise))
+        case _:
+            return expr
+
+
+def _undominated(
+    parts: list[IntExpr], ranges: Mapping[str, tuple[int | None, int | None]], least: bool
+) -> list[IntExpr]:
+    """Drop parts that another part always beats (ties keep the earlier one)."""
+    kept = list(dict.fromkeys(parts))
+    for part in list(kept):
+        for other in kept:
+            if other is part:
+                continue
+            low, _ = interval(sub(part, other) if least else sub(other, part), ranges)
+            if low is not None and low >= 0:
+                kept.remove(part)
+                break
+    return kept
+
+
 def _sum_or_none(values: list[int | None]) -> int | None:
     return None if any(v is None for v in values) else sum(v for v in values if v is not None)
 

@@ -1,0 +1,184 @@
+"""Pattern IR -> block-mask IR: full, partial and empty tiles, exactly, symbolic in the lengths.
+
+With R the pattern, D all pairs of the padded grid, T the map from a pair of tokens to its tiles:
+``nonempty = T(R)``, ``holes = T(D - R)``, ``full = nonempty - holes``, ``partial = nonempty & holes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import islpy as isl
+
+from attnc.compiler import sets
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.passes import progression as prog
+from attnc.compiler.passes.residual import residual
+
+
+MAX_RESIDUALS = 8
+"""With more partial pieces than this, all of them check the whole predicate (one mask class)."""
+
+
+@dataclass(frozen=True)
+class Relations:
+    """A pattern projected on one tiling: relations ``{ [qb] -> [kb] }`` and what they came from."""
+
+    pairs: isl.Map
+    token_tiles: isl.Map
+    nonempty: isl.Map
+    full: isl.Map
+    partial: isl.Map
+    context: isl.Set
+
+
+def classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
+    """Sort the tiles of a pattern into full, partial and empty, exactly.
+
+    Shape: pieces are symbolic in ``qb``, ``h`` and the lengths; residuals are token predicates.
+    Units: ``tiling`` in tokens, pieces in tiles.
+    Past isl's budget the result is *widened* (still exact as a mask, more tiles visited) and
+    ``BlockMask.widened`` says why.
+    Source: Verdoolaege, "isl: An Integer Set Library for the Polyhedral Model", ICMS 2010.
+    """
+    return _classify(pattern, tiling)
+
+
+@lru_cache(maxsize=256)
+def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
+    whole = pattern.predicate
+    if whole == ex.FALSE:
+        return BlockMask(pattern=pattern, tiling=tiling, pieces=())
+    notes: list[str] = []
+    try:
+        with sets.budget():
+            found = relations(pattern, tiling)
+            pieces = _pieces(found.full, found, whole, full=True)
+            pieces += _pieces(found.partial, found, whole, full=False)
+            return BlockMask(pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces))
+    except sets.OverBudget as error:
+        notes.append(f"full tiles are masked too: {error}")
+    try:
+        with sets.budget():
+            found = project(pattern, tiling)
+            pieces = _pieces(found.nonempty, found, whole, full=False)
+            return BlockMask(
+                pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces),
+                widened=tuple(notes),
+            )
+    except sets.OverBudget as error:
+        notes.append(f"each row visits the hull of its tiles: {error}")
+    try:
+        with sets.budget():
+            found = project(pattern, tiling)
+            interval = prog.hull(prog.row_of(found.nonempty, found.context))
+            if interval is not None and _clean(interval):
+                piece = Piece(tiles=interval, residual=whole)
+                return BlockMask(
+                    pattern=pattern, tiling=tiling, pieces=(piece,), widened=tuple(notes)
+                )
+    except sets.OverBudget as error:
+        notes.append(f"each row visits all tiles: {error}")
+    everything = Progression(base=ex.ZERO, count=ex.Var("NK"))
+    return BlockMask(
+        pattern=pattern, tiling=tiling, pieces=(Piece(tiles=everything, residual=whole),),
+        widened=tuple(notes) or ("each row visits all tiles: its hull has no bound",),
+    )
+
+
+def project(pattern: Pattern, tiling: Tiling) -> Relations:
+    """Return the nonempty tiles alone (``full`` empty, ``partial`` all of them).
+
+    Raises: OverBudget.
+    """
+    predicate = pattern.predicate
+    params = ["NK", *sets.params_of(predicate, without=frozenset({"q", "k"}))]
+    if "nq" in params:
+        params.append("NQ")
+    conditions = ["NK >= 1"]
+    if "nk" in params:
+        conditions.append(f"{tiling.k} * (NK - 1) < nk <= {tiling.k} * NK")
+    if "nq" in params:
+        conditions.append(f"NQ >= 1 and {tiling.q} * (NQ - 1) < nq <= {tiling.q} * NQ")
+    if "h" in params:
+        conditions.append(f"0 <= h < {pattern.heads}")
+    head = f"[{', '.join(params)}]"
+    rows = f"0 <= q < {tiling.q} * NQ" if "nq" in params else "0 <= q"
+    domain = f"{rows} and 0 <= k < {tiling.k} * NK"
+    context = sets.read_set(f"{head} -> {{ : {' and '.join(conditions)} }}")
+    pairs = sets.pair_map(predicate, params, domain).intersect_params(context)
+    token_tiles = sets.read_map(
+        f"{head} -> {{ [[q] -> [k]] -> [[qb] -> [kb]] :"
+        f" 0 <= q - {tiling.q} qb < {tiling.q} and 0 <= k - {tiling.k} kb < {tiling.k} }}"
+    )
+    nonempty = _tiles(pairs, token_tiles)
+    empty = nonempty.subtract(nonempty)
+    return Relations(pairs, token_tiles, nonempty, empty, nonempty, _row_context(context))
+
+
+def _row_context(context: isl.Set) -> isl.Set:
+    """Return the context with ``qb >= 0`` (and below NQ where NQ is known)."""
+    at = context.dim(isl.dim_type.param)
+    wider = context.insert_dims(isl.dim_type.param, 0, 1).set_dim_name(isl.dim_type.param, 0, "qb")
+    names = [wider.get_dim_name(isl.dim_type.param, i) for i in range(at + 1)]
+    bound = "0 <= qb < NQ" if "NQ" in names else "0 <= qb"
+    return wider.intersect(sets.read_set(f"[{', '.join(names)}] -> {{ : {bound} }}"))
+
+
+def _tiles(pairs: isl.Map, token_tiles: isl.Map) -> isl.Map:
+    return pairs.wrap().apply(token_tiles).unwrap().coalesce()
+
+
+def relations(pattern: Pattern, tiling: Tiling) -> Relations:
+    """Return the exact relations of all classes. Raises: OverBudget."""
+    found = project(pattern, tiling)
+    params = found.pairs.get_space().domain().params()
+    names = [params.get_dim_name(isl.dim_type.param, i) for i in range(params.dim(isl.dim_type.param))]
+    rows = f"0 <= q < {tiling.q} * NQ" if "NQ" in names else "0 <= q"
+    legal = sets.pair_map(ex.TRUE, names, f"{rows} and 0 <= k < {tiling.k} * NK")
+    holes = _tiles(legal.intersect_params(found.pairs.params()).subtract(found.pairs), found.token_tiles)
+    full = found.nonempty.subtract(holes).coalesce()
+    partial = found.nonempty.intersect(holes).coalesce()
+    return Relations(found.pairs, found.token_tiles, found.nonempty, full, partial, found.context)
+
+
+def _pieces(
+    tiles: isl.Map, found: Relations, whole: ex.BoolExpr, *, full: bool
+) -> list[Piece]:
+    """Turn one class of tiles into pieces with their residuals."""
+    row = prog.row_of(tiles.coalesce(), found.context)
+    pieces: list[Piece] = []
+    parts = prog.split(row)
+    for progression, exact in parts:
+        if not _clean(progression):
+            raise sets.OverBudget("loop bounds that need an existential variable")
+        check = ex.TRUE
+        if not full and len(parts) > MAX_RESIDUALS:
+            check = whole
+        elif not full:
+            check = residual(
+                found.pairs, _as_map(exact), found.token_tiles,
+                found.context.project_out(isl.dim_type.param, 0, 1), whole,
+            )
+        pieces.append(Piece(tiles=progression, residual=check))
+    return pieces
+
+
+def _clean(progression: Progression) -> bool:
+    from attnc.compiler.ir.blockmask import TILE_VARS
+
+    return (ex.free_vars(progression.base) | ex.free_vars(progression.count)) <= TILE_VARS
+
+
+def _as_map(tiles: isl.Set) -> isl.Map:
+    """Turn key tiles with parameter ``qb`` back into ``{ [qb] -> [kb] }``."""
+    return isl.Map.from_range(tiles).move_dims(isl.dim_type.in_, 0, isl.dim_type.param, 0, 1)
+
+
+def merge_residuals(pieces: list[Piece]) -> tuple[Piece, ...]:
+    """Order pieces: full first, then by residual, so that equal checks stand together."""
+    order = list(dict.fromkeys(p.residual for p in pieces))
+    return tuple(sorted(pieces, key=lambda p: (not p.full, order.index(p.residual))))

@@ -1,0 +1,288 @@
+"""The values lowering computes with: exact rationals over ``expr.py``, sized and bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeAlias
+
+from attnc.compiler.ir import expr as ex
+from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.source import Span
+
+POSITION_BOUND = 1 << 31
+"""Positions and lengths stay below this; every intermediate result must then fit 64 bits."""
+MACHINE_BOUND = (1 << 63) - 1
+CONSTANT_BITS = 4096
+"""How many binary digits a compile-time number may have."""
+MAX_SIZE = 100_000
+"""How many nodes one lowered expression may have when it is written out as a tree."""
+
+
+class LowerError(Exception):
+    """One diagnostic on its way to the set whose lowering it stopped."""
+
+    def __init__(
+        self, code: str, message: str, span: Span, *, label: str = "", help: str = ""
+    ) -> None:
+        self.diagnostic = Diagnostic(
+            code=code, message=message, span=span, label=label, help=help
+        )
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Num:
+    """``expr / den`` with ``den >= 1`` and ``|expr| <= bound`` for all legal positions."""
+
+    expr: ex.IntExpr
+    den: int
+    size: int
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logic:
+    """A truth value."""
+
+    expr: ex.BoolExpr
+    size: int
+
+
+Item: TypeAlias = "Num | Logic | str | tuple[Item, ...]"
+"""A number, a truth value, an enum choice, or a list of them."""
+
+
+def const(value: int | Fraction) -> Num:
+    """Return a compile-time number."""
+    exact = Fraction(value)
+    return Num(ex.Const(exact.numerator), exact.denominator, 1, abs(exact.numerator))
+
+
+def var(name: str, bound: int) -> Num:
+    """Return a variable whose absolute value is at most ``bound``."""
+    return Num(ex.Var(name), 1, 1, bound)
+
+
+def known(num: Num) -> Fraction | None:
+    """Return the value of a compile-time number, or None where it depends on positions."""
+    return Fraction(num.expr.value, num.den) if isinstance(num.expr, ex.Const) else None
+
+
+def _make(expr: ex.IntExpr, den: int, size: int, bound: int, span: Span) -> Num:
+    """Return a number in lowest terms; refuse what no machine could evaluate."""
+    if size > MAX_SIZE:
+        raise LowerError(
+            "ATT0312", "the expression is too large", span,
+            label=f"written out it has more than {MAX_SIZE} parts",
+            help="a `let` that is used twice counts twice; simplify the formula",
+        )  # fmt: skip
+    if bound.bit_length() > CONSTANT_BITS or den.bit_length() > CONSTANT_BITS:
+        raise LowerError(
+            "ATT0311", f"the number has more than {CONSTANT_BITS} binary digits", span,
+            help="no position or length is this large",
+        )  # fmt: skip
+    if den > 1:
+        common = math.gcd(den, _content(expr))
+        if common > 1:
+            # bound may be loose, so round it up
+            expr, den, bound = _divide(expr, common), den // common, -(-bound // common)
+    if isinstance(expr, ex.Const):
+        return Num(expr, den, 1, abs(expr.value))
+    return Num(expr, den, size, bound)
+
+
+def _content(expr: ex.IntExpr) -> int:
+    """Return the greatest common divisor of the coefficients of a linear form."""
+    match expr:
+        case ex.Const(value):
+            return abs(value)
+        case ex.Scale(factor, _):
+            return abs(factor)
+        case ex.Add(parts):
+            return math.gcd(*map(_content, parts))
+        case _:
+            return 1
+
+
+def _divide(expr: ex.IntExpr, divisor: int) -> ex.IntExpr:
+    """Divide a linear form by a divisor of its content."""
+    match expr:
+        case ex.Const(value):
+            return ex.Const(value // divisor)
+        case ex.Scale(factor, part):
+            return ex.scale(factor // divisor, part)
+        case ex.Add(parts):
+            return ex.add(*(_divide(p, divisor) for p in parts))
+    raise AssertionError(expr)
+
+
+def _common(nums: Sequence[Num], span: Span) -> tuple[list[Num], int]:
+    """Return the numbers over one denominator, and that denominator."""
+    den = math.lcm(*(n.den for n in nums))
+    if den.bit_length() > CONSTANT_BITS:
+        _make(ex.ONE, den, 1, 1, span)
+    return [
+        n if n.den == den
+        else Num(ex.scale(den // n.den, n.expr), den, n.size, n.bound * (den // n.den))
+        for n in nums
+    ], den
+
+
+def total(nums: Sequence[Num], span: Span) -> Num:
+    """Return the sum."""
+    level, den = _common(nums, span)
+    size, bound = sum(n.size for n in level), sum(n.bound for n in level)
+    if size > MAX_SIZE:
+        return _make(ex.ZERO, den, size, bound, span)
+    return _make(ex.add(*(n.expr for n in level)), den, size, bound, span)
+
+
+def times(factor: Fraction, num: Num, span: Span) -> Num:
+    """Return ``factor * num``."""
+    bound = num.bound * abs(factor.numerator)
+    if bound.bit_length() > CONSTANT_BITS:
+        return _make(ex.ZERO, 1, 1, bound, span)
+    expr = ex.scale(factor.numerator, num.expr)
+    return _make(expr, num.den * factor.denominator, num.size + 1, bound, span)
+
+
+def floor(num: Num, span: Span) -> Num:
+    """Return the floor."""
+    return num if num.den == 1 else floor_div(Num(num.expr, 1, num.size, num.bound), num.den, span)
+
+
+def floor_div(num: Num, divisor: int, span: Span) -> Num:
+    """Return ``num div divisor`` for an integer and a divisor that is not 0."""
+    match num.expr:
+        case ex.FloorDiv(part, inner) if divisor > 0:
+            # floor(floor(x / a) / b) == floor(x / (a b)): a chain of div stays one node deep
+            expr = ex.floordiv(part, inner * divisor)
+        case _:
+            expr = ex.floordiv(num.expr, divisor)
+    _fits(num, expr, span)
+    return _make(expr, 1, num.size + 1, num.bound // abs(divisor) + 1, span)
+
+
+def modulo(num: Num, divisor: int, span: Span) -> Num:
+    """Return ``num mod divisor`` for an integer and ``divisor > 0``."""
+    expr = ex.mod(num.expr, divisor)
+    _fits(num, expr, span)
+    return _make(expr, 1, num.size + 1, divisor - 1, span)
+
+
+def _fits(num: Num, result: ex.IntExpr, span: Span) -> None:
+    if not isinstance(result, ex.Const):
+        fits_machine([num], span)
+
+
+def fits_machine(nums: Iterable[Num], span: Span) -> None:
+    """Refuse numbers that positions below 2**31 can push past 64 bits."""
+    if sum(n.bound for n in nums) > MACHINE_BOUND:
+        raise LowerError(
+            "ATT0311", "the numbers here can exceed 64 bits", span,
+            label="with positions up to 2**31",
+            help="use smaller constants; no two positions are 2**31 apart",
+        )  # fmt: skip
+
+
+def extreme(kind: str, nums: Sequence[Num], span: Span) -> Num:
+    """Return the least (``kind`` "min") or greatest ("max") of the numbers."""
+    level, den = _common(nums, span)
+    size = 1 + sum(n.size for n in level)
+    pick = ex.minimum if kind == "min" else ex.maximum
+    expr = pick(*(n.expr for n in level)) if size <= MAX_SIZE else ex.ZERO
+    return _make(expr, den, size, max(n.bound for n in level), span)
+
+
+def absolute(num: Num, span: Span) -> Num:
+    """Return ``|num|``."""
+    return _make(ex.absolute(num.expr), num.den, num.size + 1, num.bound, span)
+
+
+def choose(condition: Logic, then: Num, otherwise: Num, span: Span) -> Num:
+    """Return ``if condition then ... else ...``."""
+    (a, b), den = _common((then, otherwise), span)
+    size = 1 + condition.size + a.size + b.size
+    expr = ex.select(condition.expr, a.expr, b.expr) if size <= MAX_SIZE else ex.ZERO
+    return _make(expr, den, size, max(a.bound, b.bound), span)
+
+
+def compare(op: ex.CompareOp, left: Num, right: Num, span: Span) -> Logic:
+    """Return ``left op right``, multiplied out to integers."""
+    (a, b), _ = _common((left, right), span)
+    result = ex.compare(op, a.expr, b.expr)
+    if not isinstance(result, ex.Truth):
+        fits_machine((a, b), span)
+    return logic(result, a.size + b.size, span)
+
+
+def logic(expr: ex.BoolExpr, size: int, span: Span) -> Logic:
+    """Return a truth value, or refuse one that is too large to write out."""
+    if isinstance(expr, ex.Truth):
+        return Logic(expr, 1)
+    _make(ex.ZERO, 1, size, 0, span)
+    return Logic(expr, size)
+
+
+def any_of(parts: Sequence[Logic], span: Span) -> Logic:
+    """Return the disjunction; tests of one value against constants gather into one ``in``."""
+    size = sum(p.size for p in parts)
+    logic(ex.Compare("<=", ex.ZERO, ex.ZERO), size, span)
+    return logic(gather(ex.or_(*(p.expr for p in parts))), size, span)
+
+
+def all_of(parts: Sequence[Logic], span: Span) -> Logic:
+    """Return the conjunction."""
+    size = sum(p.size for p in parts)
+    logic(ex.Compare("<=", ex.ZERO, ex.ZERO), size, span)
+    return logic(ex.and_(*(p.expr for p in parts)), size, span)
+
+
+POWERS = tuple(1 << e for e in range(ex.POW2_MAX_EXPONENT + 1))
+
+
+def gather(expr: ex.BoolExpr) -> ex.BoolExpr:
+    """Write ``x == 1 or x == 2 or x == 4`` as ``x in [1, 2, 4]``, all the powers as is_pow2."""
+    if not isinstance(expr, ex.Or):
+        return expr
+    tested = [_tested(part) for part in expr.parts]
+    listed: dict[ex.IntExpr, set[int]] = {}
+    for test in tested:
+        if test is not None:
+            listed.setdefault(test[0], set()).update(test[1])
+    many = {left for left, values in listed.items() if len(values) > 2}
+    if not many:
+        return expr
+    parts: list[ex.BoolExpr] = []
+    for part, test in zip(expr.parts, tested, strict=True):
+        if test is None or test[0] not in many:
+            parts.append(part)
+        elif test[0] in listed:
+            parts.append(_member(test[0], listed.pop(test[0])))
+    return ex.or_(*parts)
+
+
+def _tested(part: ex.BoolExpr) -> tuple[ex.IntExpr, tuple[int, ...]] | None:
+    """Read ``q == k + 4`` as "``q - k`` is one of 4"; None where the part is no such test."""
+    match part:
+        case ex.Member(left, values):
+            return left, values
+        case ex.Compare("==", left, ex.Const(value)):
+            return left, (value,)
+        case ex.Compare("==", left, right):
+            match ex.sub(left, right):
+                case ex.Add((*terms, ex.Const(value))):
+                    return ex.add(*terms), (-value,)
+                case difference:
+                    return difference, (0,)
+    return None
+
+
+def _member(part: ex.IntExpr, values: Iterable[int]) -> ex.BoolExpr:
+    rest = set(values)
+    if rest.issuperset(POWERS):
+        return ex.or_(ex.is_pow2(part), ex.member(part, rest.difference(POWERS)))
+    return ex.member(part, rest)

@@ -1,0 +1,330 @@
+"""Relation query tile -> key tiles  ->  progressions of key tiles, proved equal by isl.
+
+    { [qb] -> [kb] : 2 qb - 8 <= kb <= 2 qb - 7, kb >= 0 }  -->  max(0, 2*qb - 8) .. 2*qb - 7
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import lcm
+
+import islpy as isl
+
+from attnc.compiler import sets
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import Progression
+
+MAX_MERGE = 12
+"""Above so many basic pieces, neighbours are not tried for merging (quadratic in isl calls)."""
+
+
+MAX_OPERATIONS = 80
+"""Bounds with more operations than this are not worth a loop prologue: the hull serves."""
+
+RANGES = {"qb": (0, None), "h": (0, None), "NQ": (1, None), "NK": (1, None)}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Key tiles of one query tile: a set over ``[kb]`` whose parameters include ``qb``."""
+
+    tiles: isl.Set
+    context: isl.Set
+
+    def same(self, other: isl.Set) -> bool:
+        """Whether both hold the same key tiles wherever the context holds."""
+        return bool(
+            self.tiles.intersect_params(self.context).is_equal(
+                other.intersect_params(self.context)
+            )
+        )
+
+
+def row_of(tiles: isl.Map, context: isl.Set) -> Row:
+    """Turn ``{ [qb] -> [kb] }`` into key tiles with ``qb`` as the first parameter."""
+    moved = tiles.move_dims(isl.dim_type.param, 0, isl.dim_type.in_, 0, 1)
+    moved = moved.set_dim_name(isl.dim_type.param, 0, "qb")
+    return Row(moved.range(), context)
+
+
+def names_of(space_of: isl.Set) -> dict[tuple[isl.dim_type, int], str]:
+    """Return the names of the parameters of a row; its one dimension is ``kb``."""
+    count = space_of.dim(isl.dim_type.param)
+    named = {
+        (isl.dim_type.param, i): space_of.get_dim_name(isl.dim_type.param, i) for i in range(count)
+    }
+    for kind in (isl.dim_type.set, isl.dim_type.in_):
+        named[(kind, 0)] = "kb"
+    return named
+
+
+def split(row: Row) -> list[tuple[Progression, isl.Set]]:
+    """Cut a row into disjoint progressions, as few as isl proves possible.
+
+    Returns: the progressions with the exact sets they stand for.
+    Raises: OverBudget, also when some piece is no progression.
+    """
+    tiles = row.tiles.intersect_params(row.context).coalesce()
+    if tiles.is_empty():
+        return []
+    basics = _disjoint(row, tiles)
+    if len(basics) <= MAX_MERGE:
+        whole = fit(row)
+        if whole is not None:
+            return [(whole, tiles)]
+        basics = _merge(basics, row.context)
+    found: list[tuple[Progression, isl.Set]] = []
+    for basic in basics:
+        progression = fit(Row(basic, row.context))
+        if progression is None:
+            raise sets.OverBudget("key tiles that are no progression")
+        found.append((progression, basic))
+    return found
+
+
+def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
+    """Cut a set into disjoint basic sets, intervals first.
+
+    What repeats loses what an interval already covers: the other way round an interval would fall
+    to pieces around every repetition.
+    """
+    basics = [b.to_set() for b in tiles.get_basic_sets()]
+    if len(basics) <= MAX_MERGE:
+        basics.sort(key=lambda basic: not _is_interval(Row(basic, row.context)))
+    found: list[isl.Set] = []
+    covered = isl.Set.empty(tiles.get_space())
+    for basic in basics:
+        rest = basic.subtract(covered).coalesce()
+        found += [b.to_set() for b in rest.make_disjoint().get_basic_sets()]
+        covered = covered.union(basic)
+    return found
+
+
+def _is_interval(row: Row) -> bool:
+    progression = fit(row)
+    return progression is not None and progression.period == 1
+
+
+def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
+    """Join pairs of sets whose union is one progression, until none is left."""
+    joined = True
+    while joined:
+        joined = False
+        for i in range(len(parts)):
+            for j in range(i + 1, len(parts)):
+                both = parts[i].union(parts[j]).coalesce()
+                if fit(Row(both, context)) is not None:
+                    parts = [p for n, p in enumerate(parts) if n not in (i, j)] + [both]
+                    joined = True
+                    break
+            if joined:
+                break
+    return parts
+
+
+def fit(row: Row) -> Progression | None:
+    """Return the single progression equal to a row, or None; isl proves the equality."""
+    tiles = row.tiles.intersect_params(row.context)
+    if tiles.is_empty():
+        return Progression(base=ex.ZERO, count=ex.ZERO)
+    for guess in _guesses(row, tiles):
+        if ex.op_count(guess.base) + ex.op_count(guess.count) > MAX_OPERATIONS:
+            continue
+        tidied = replace(
+            guess, base=ex.tidy(guess.base, RANGES), count=ex.tidy(guess.count, RANGES)
+        )
+        if row.same(as_set(tidied, tiles)):
+            return tidied
+    return None
+
+
+def _guesses(row: Row, tiles: isl.Set) -> Iterator[Progression]:
+    """Yield candidates: equally spaced tiles first, then runs that repeat."""
+    stride = int(tiles.get_stride(0).to_python())
+    for first, last in _ends(row, tiles, stride):
+        length = ex.add(ex.floordiv(ex.sub(last, first), stride), ex.ONE)
+        yield Progression(base=first, count=length, period=stride)
+    yield from _repeating(row, tiles)
+
+
+def _repeating(row: Row, tiles: isl.Set) -> Iterator[Progression]:
+    """Yield the run form for tiles whose position within some period is an interval."""
+    period = _period(tiles)
+    names = names_of(tiles)
+    if period is None or len(tiles.get_basic_sets()) != 1:
+        return
+
+    def name(kind: isl.dim_type, i: int) -> str:
+        return names[(kind, i)]
+
+    places = tiles.apply(
+        sets.read_map(f"{{ [kb] -> [r] : 0 <= r < {period} and (kb - r) mod {period} = 0 }}")
+    )
+    kept = [names[(isl.dim_type.param, i)] for i in range(places.dim(isl.dim_type.param))]
+    for position in range(len(kept) - 1, -1, -1):
+        if kept[position] not in ("h", "qb"):
+            places = places.project_out(isl.dim_type.param, position, 1)
+            del kept[position]
+    width = places.dim_max(0).sub(places.dim_min(0))
+    run = int(width.max_val().to_python()) + 1
+    for low in sets.piecewise(places.dim_min(0), lambda kind, i: kept[i]):
+        for first, last in _ends_of_basic(row.tiles.gist_params(row.context), 1, name):
+            # The first run that ends at or after ``first``; the proof fails if it would be cut.
+            skipped = _ceil_div(ex.sub(first, ex.add(low, ex.Const(run - 1))), period)
+            base = ex.add(low, ex.scale(period, skipped))
+            beyond = ex.sub(last, base)
+            count = ex.add(
+                ex.scale(run, ex.floordiv(beyond, period)),
+                ex.minimum(ex.add(ex.mod(beyond, period), ex.ONE), ex.Const(run)),
+            )
+            yield Progression(base=base, count=count, period=period, run=run)
+
+
+def _ends(row: Row, tiles: isl.Set, stride: int) -> Iterator[tuple[ex.IntExpr, ex.IntExpr]]:
+    """Yield guesses at the first and last tile of a row, the simplest first."""
+    names = names_of(tiles)
+
+    def name(kind: isl.dim_type, i: int) -> str:
+        return names[(kind, i)]
+
+    pieces = tiles.get_basic_sets()
+    if len(pieces) == 1:
+        yield from _ends_of_basic(row.tiles.gist_params(row.context), stride, name)
+    try:
+        low, high = tiles.dim_min(0), tiles.dim_max(0)
+    except isl.Error as error:
+        sets.reraise_over_budget(error)
+        return  # unbounded on some side
+    lows = list(sets.piecewise(low.gist_params(row.context), name))
+    highs = list(sets.piecewise(high.gist_params(row.context), name))
+    guard = sets.bool_expr(tiles.params().gist(row.context).coalesce(), name)
+    for first in lows:
+        for last in highs:
+            yield first, last
+    nothing = ex.sub(lows[-1], ex.Const(stride))
+    yield lows[-1], ex.select(guard, highs[-1], nothing)
+
+
+def _ends_of_basic(
+    tiles: isl.Set, stride: int, name: Callable[[isl.dim_type, int], str]
+) -> Iterator[tuple[ex.IntExpr, ex.IntExpr]]:
+    """Read the ends off the constraints on ``kb``: the greatest lower and least upper bound."""
+    lows: list[ex.IntExpr] = []
+    highs: list[ex.IntExpr] = []
+    guards: list[ex.BoolExpr] = []
+    residue: ex.IntExpr | None = None
+    for basic in tiles.remove_redundancies().get_basic_sets():
+        for constraint in basic.get_constraints():
+            aff = constraint.get_aff()
+            factor = int(sets.rational(aff.get_coefficient_val(isl.dim_type.in_, 0)))
+            rest = aff.set_coefficient_val(isl.dim_type.in_, 0, sets.zero())
+            if constraint.is_div_constraint():
+                continue
+            if _div_uses_tile(rest):
+                _bounds_through_div(tiles, constraint, name, lows, highs)
+                continue
+            if not factor:
+                guards.append(
+                    sets.balanced(
+                        "==" if constraint.is_equality() else ">=", sets.int_expr(rest, name)
+                    )
+                )
+                continue
+            if constraint.is_equality() and abs(factor) != 1:
+                continue
+            if factor > 0 or constraint.is_equality():
+                scaled = rest if factor < 0 else rest.neg()
+                lows.append(_ceil_div(sets.int_expr(scaled, name), abs(factor)))
+            if factor < 0 or constraint.is_equality():
+                scaled = rest if factor < 0 else rest.neg()
+                highs.append(ex.floordiv(sets.int_expr(scaled, name), abs(factor)))
+    if not lows or not highs:
+        return
+    first, last = ex.maximum(*lows), ex.minimum(*highs)
+    if stride > 1:
+        info = tiles.get_stride_info(0)
+        residue = sets.int_expr(info.get_offset(), name)
+        first = ex.add(first, ex.mod(ex.sub(residue, first), stride))
+    yield first, last
+    if guards:
+        yield ex.maximum(first, ex.ZERO), last  # isl drops kb >= 0 where a guard implies it
+        yield first, ex.select(ex.and_(*guards), last, ex.sub(first, ex.Const(stride)))
+
+
+def _bounds_through_div(
+    tiles: isl.Set,
+    constraint: isl.Constraint,
+    name: Callable[[isl.dim_type, int], str],
+    lows: list[ex.IntExpr],
+    highs: list[ex.IntExpr],
+) -> None:
+    """Add the bound that a constraint on ``floor(kb / c)`` puts on ``kb``, if it is one."""
+    alone = isl.BasicSet.universe(tiles.get_space()).add_constraint(constraint).to_set()
+    for bounds, extreme in ((lows, isl.Set.dim_min), (highs, isl.Set.dim_max)):
+        try:
+            bounds.append(next(sets.piecewise(extreme(alone, 0), name)))
+        except isl.Error as error:
+            sets.reraise_over_budget(error)  # otherwise: unbounded on this side
+
+
+def _ceil_div(part: ex.IntExpr, divisor: int) -> ex.IntExpr:
+    return ex.floordiv(ex.add(part, ex.Const(divisor - 1)), divisor)
+
+
+def _div_uses_tile(aff: isl.Aff) -> bool:
+    return any(
+        sets.rational(aff.get_coefficient_val(isl.dim_type.div, i))
+        and aff.get_div(i).involves_dims(isl.dim_type.in_, 0, 1)
+        for i in range(aff.dim(isl.dim_type.div))
+    )
+
+
+def as_set(progression: Progression, like: isl.Set) -> isl.Set:
+    """Return the key tiles of a progression as an isl set over the parameters of ``like``."""
+    params = [
+        like.get_dim_name(isl.dim_type.param, i) for i in range(like.dim(isl.dim_type.param))
+    ]
+    index = ex.Var("i")
+    position = ex.add(
+        progression.base,
+        ex.scale(progression.period, ex.floordiv(index, progression.run)),
+        ex.mod(index, progression.run),
+    )
+    test = ex.and_(
+        ex.compare(">=", index, ex.ZERO),
+        ex.compare("<", index, progression.count),
+        ex.compare("==", ex.Var("kb"), position),
+    )
+    return sets.read_set(
+        f"[{', '.join(params)}] -> {{ [kb] : exists (i : {sets.text(test)}) }}"
+    )
+
+
+def _period(tiles: isl.Set) -> int | None:
+    """Return the least common multiple of the moduli applied to ``kb``, None if there is none."""
+    period = 1
+    for basic in tiles.compute_divs().get_basic_sets():
+        for i in range(basic.dim(isl.dim_type.div)):
+            div = basic.get_div(i)
+            if sets.rational(div.get_coefficient_val(isl.dim_type.in_, 0)):
+                period = lcm(period, int(div.get_denominator_val().to_python()))
+    return period if period > 1 else None
+
+
+def hull(row: Row) -> Progression | None:
+    """Return the one interval that covers a row, or None where isl finds no bound."""
+    tiles = row.tiles.intersect_params(row.context)
+    names = names_of(tiles)
+    try:
+        low, high = tiles.dim_min(0), tiles.dim_max(0)
+    except isl.Error as error:
+        sets.reraise_over_budget(error)
+        return None
+    *_, first = sets.piecewise(low.gist_params(row.context), lambda kind, i: names[(kind, i)])
+    *_, last = sets.piecewise(high.gist_params(row.context), lambda kind, i: names[(kind, i)])
+    guard = sets.bool_expr(
+        tiles.params().gist(row.context).coalesce(), lambda kind, i: names[(kind, i)]
+    )
+    count = ex.select(guard, ex.add(ex.sub(last, first), ex.ONE), ex.ZERO)
+    return Progression(base=first, count=count)

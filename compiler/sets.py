@@ -1,0 +1,351 @@
+"""Expressions <-> integer sets: the only door between attnc and isl.
+
+isl runs under an operation budget: most patterns take milliseconds, but integer projection has no
+bound. Past the budget every function here raises ``OverBudget`` and its caller widens, with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TypeVar
+
+import islpy as isl
+
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.pattern import Pattern
+
+BUDGET_OPERATIONS = 3_000_000
+"""isl operations one question may take: roughly half a second."""
+
+MAX_LISTED = 64
+"""Longest list of members isl is asked about; beyond it the list is widened to its hull."""
+
+T = TypeVar("T")
+_CONTEXT = isl.Context()
+_CONTEXT.set_on_error(isl.on_error.CONTINUE)
+
+
+class OverBudget(Exception):
+    """A question to isl took more operations than its budget."""
+
+
+@contextmanager
+def budget(operations: int = BUDGET_OPERATIONS) -> Iterator[None]:
+    """Run isl under an operation budget. Raises: OverBudget when it is spent."""
+    _CONTEXT.reset_operations()
+    _CONTEXT.set_max_operations(operations)
+    try:
+        yield
+    except isl.Error as error:
+        if _over_limit(error):
+            raise OverBudget(f"more than {operations:,} isl operations") from None
+        raise
+    finally:
+        _CONTEXT.set_max_operations(0)
+        _CONTEXT.reset_operations()
+
+
+def reraise_over_budget(error: isl.Error) -> None:
+    """Raise OverBudget if that is what an isl error means; otherwise return."""
+    if _over_limit(error):
+        raise OverBudget("isl's operation budget is spent") from None
+
+
+def _over_limit(error: isl.Error) -> bool:
+    # A result that isl gave up on is NULL, and surfaces as a null-pointer error one call later.
+    text = str(error).lower()
+    return "number of operations exceeded" in text or "null" in text
+
+
+# ------------------------------------------------------------------------- expression -> isl
+
+
+def text(expr: ex.BoolExpr) -> str:
+    """Return a predicate in isl's own notation."""
+    match expr:
+        case ex.Truth(value):
+            return "1 = 1" if value else "1 = 0"
+        case ex.Compare(op, left, right):
+            symbol = {"==": "="}.get(op, op)
+            return _lifted([left, right], lambda a, b: f"{a} {symbol} {b}")
+        case ex.IsPow2(part):
+            values = [1 << e for e in range(ex.POW2_MAX_EXPONENT + 1)]
+            return _lifted([part], lambda x: " or ".join(f"{x} = {v}" for v in values))
+        case ex.Member(part, members):
+            runs = _runs(members)
+            return _lifted(
+                [part], lambda x: " or ".join(f"({a} <= {x} and {x} <= {b})" for a, b in runs)
+            )
+        case ex.And(parts):
+            return "(" + " and ".join(f"({text(p)})" for p in parts) + ")"
+        case ex.Or(parts):
+            return "(" + " or ".join(f"({text(p)})" for p in parts) + ")"
+        case ex.Not(part):
+            return f"(not ({text(part)}))"
+        case ex.Exists(var, low, high, body):
+            bounds = _lifted([low, high], lambda a, b: f"{a} <= {var} and {var} <= {b}")
+            return f"(exists ({var} : ({bounds}) and ({text(body)})))"
+
+
+def _lifted(parts: list[ex.IntExpr], write: Callable[..., str]) -> str:
+    """Write a test of integers; isl has no conditional, so each one becomes a bound variable."""
+    bound: list[tuple[str, str]] = []
+    test = write(*(_int_text(part, bound) for part in parts))
+    if not bound:
+        return f"({test})"
+    names = ", ".join(name for name, _ in bound)
+    return f"(exists ({names} : {' and '.join(rule for _, rule in bound)} and ({test})))"
+
+
+def _int_text(expr: ex.IntExpr, bound: list[tuple[str, str]]) -> str:
+    def go(part: ex.IntExpr) -> str:
+        return _int_text(part, bound)
+
+    match expr:
+        case ex.Const(value):
+            return str(value) if value >= 0 else f"({value})"
+        case ex.Var(name):
+            return name
+        case ex.Add(parts):
+            return f"({' + '.join(map(go, parts))})"
+        case ex.Scale(factor, part):
+            return f"({factor} * {go(part)})"
+        case ex.FloorDiv(part, divisor):
+            return f"floor({go(part)}/{divisor})"
+        case ex.Mod(part, divisor):
+            return f"({go(part)} mod {divisor})"
+        case ex.Min(parts):
+            return f"min({', '.join(map(go, parts))})"
+        case ex.Max(parts):
+            return f"max({', '.join(map(go, parts))})"
+        case ex.Abs(part):
+            inner = go(part)
+            return f"max({inner}, -({inner}))"
+        case ex.Select(condition, then, otherwise):
+            name = f"select{len(bound)}_"
+            bound.append((name, ""))  # claims the name before the branches claim theirs
+            at = len(bound) - 1
+            test, yes, no = text(condition), go(then), go(otherwise)
+            rule = f"((({test}) and {name} = {yes}) or ((not ({test})) and {name} = {no}))"
+            bound[at] = (name, rule)
+            return name
+
+
+def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return members as ranges of consecutive values. Raises: OverBudget past ``MAX_LISTED``."""
+    runs: list[tuple[int, int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], value)
+        else:
+            runs.append((value, value))
+    if len(runs) > MAX_LISTED:
+        raise OverBudget(f"a list of {len(values)} members in {len(runs)} runs")
+    return runs
+
+
+def params_of(*exprs: ex.Expr, without: frozenset[str] = frozenset()) -> list[str]:
+    """Return the names used that are not set dimensions, in a fixed order."""
+    used = frozenset().union(*(ex.free_vars(e) for e in exprs))
+    return sorted(used - without)
+
+
+def pair_map(predicate: ex.BoolExpr, params: list[str], domain: str) -> isl.Map:
+    """Return ``[params] -> { [q] -> [k] : domain and predicate }``."""
+    source = f"[{', '.join(params)}] -> {{ [q] -> [k] : {domain} and ({text(predicate)}) }}"
+    return isl.Map.read_from_str(_CONTEXT, source)
+
+
+def read_map(source: str) -> isl.Map:
+    """Parse isl text to a map, in the context that holds the budget."""
+    return isl.Map.read_from_str(_CONTEXT, source)
+
+
+def read_set(source: str) -> isl.Set:
+    """Parse isl text to a set, in the context that holds the budget."""
+    return isl.Set.read_from_str(_CONTEXT, source)
+
+
+# ------------------------------------------------------------------------- isl -> expression
+
+
+def zero() -> isl.Val:
+    """Return isl's zero."""
+    return isl.Val.zero(_CONTEXT)
+
+
+def rational(value: isl.Val) -> Fraction:
+    """Return an isl value as an exact fraction."""
+    return Fraction(value.get_num_si(), value.get_den_val().to_python())
+
+
+def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntExpr:
+    """Return the floor of a quasi-affine function as an expression; ``names`` names its dimensions.
+
+    A denominator that is left over divides exactly wherever an integer function is defined.
+    """
+    denominator = int(aff.get_denominator_val().to_python())
+    terms: list[ex.IntExpr] = [ex.Const(int(rational(aff.get_constant_val()) * denominator))]
+    for kind in (isl.dim_type.param, isl.dim_type.in_):
+        for i in range(aff.dim(kind)):
+            factor = int(rational(aff.get_coefficient_val(kind, i)) * denominator)
+            if factor:
+                terms.append(ex.scale(factor, ex.Var(names(kind, i))))
+    for i in range(aff.dim(isl.dim_type.div)):
+        factor = int(rational(aff.get_coefficient_val(isl.dim_type.div, i)) * denominator)
+        if factor:
+            terms.append(ex.scale(factor, int_expr(aff.get_div(i), names)))
+    return ex.floordiv(gather_mod(ex.add(*terms)), denominator)
+
+
+def gather_mod(total: ex.IntExpr) -> ex.IntExpr:
+    """Write ``m*x - m*c*floor(x / c)`` as ``m * (x mod c)``, term by term."""
+    if not isinstance(total, ex.Add):
+        return total
+    for term in total.parts:
+        match term:
+            case ex.Scale(factor, ex.FloorDiv(inner, divisor)) if factor % divisor == 0:
+                multiple = -factor // divisor
+                rest = ex.sub(ex.sub(total, term), ex.scale(multiple, inner))
+                better = ex.add(rest, ex.scale(multiple, ex.mod(inner, divisor)))
+                if ex.op_count(better) < ex.op_count(total):
+                    return gather_mod(better)
+            case _:
+                pass
+    return total
+
+
+def bool_expr(union: isl.Set, names: Callable[[isl.dim_type, int], str]) -> ex.BoolExpr:
+    """Return a set as a predicate over its parameters and dimensions, divs made explicit.
+
+    Raises: OverBudget if an existential variable has no explicit form.
+    """
+    parts: list[ex.BoolExpr] = []
+    for basic in union.compute_divs().get_basic_sets():
+        parts.append(_conjunction(basic, names))
+    return ex.or_(*parts) if parts else ex.FALSE
+
+
+def _conjunction(
+    basic: isl.BasicSet, names: Callable[[isl.dim_type, int], str]
+) -> ex.BoolExpr:
+    conditions: list[ex.BoolExpr] = []
+    for constraint in basic.get_constraints():
+        if constraint.is_div_constraint():
+            continue
+        aff = constraint.get_aff()
+        for i in range(aff.dim(isl.dim_type.div)):
+            if rational(aff.get_coefficient_val(isl.dim_type.div, i)) and not _known(aff, i):
+                raise OverBudget("an existential variable without an explicit form")
+        op: ex.CompareOp = "==" if constraint.is_equality() else ">="
+        conditions.append(balanced(op, int_expr(aff, names)))
+    return ex.and_(*conditions)
+
+
+def _known(aff: isl.Aff, position: int) -> bool:
+    return aff.get_div(position).get_denominator_val().to_python() != 0
+
+
+def balanced(op: ex.CompareOp, total: ex.IntExpr) -> ex.BoolExpr:
+    """Return ``total op 0`` as a reader would write it: ``q >= k`` for ``q - k >= 0``."""
+    match total:
+        case ex.Scale(-1, ex.Mod() as inner) | (ex.Mod() as inner) if op == "==":
+            return ex.compare("==", _turned(inner), ex.ZERO)
+        case _:
+            pass
+    left: list[ex.IntExpr] = []
+    right: list[ex.IntExpr] = []
+    for term in total.parts if isinstance(total, ex.Add) else (total,):
+        negative = isinstance(term, ex.Scale | ex.Const) and (
+            (term.factor if isinstance(term, ex.Scale) else term.value) < 0
+        )
+        (right if negative else left).append(ex.scale(-1, term) if negative else term)
+    return ex.compare(op, ex.add(*left), ex.add(*right))
+
+
+def _turned(remainder: ex.Mod) -> ex.IntExpr:
+    """Return a remainder that is tested against zero with its first term positive."""
+    part = remainder.part
+    first = part.parts[0] if isinstance(part, ex.Add) else part
+    if isinstance(first, ex.Scale) and first.factor < 0:
+        return ex.mod(ex.scale(-1, part), remainder.divisor)
+    return remainder
+
+
+def piecewise(
+    function: isl.PwAff, names: Callable[[isl.dim_type, int], str]
+) -> Iterator[ex.IntExpr]:
+    """Yield guesses at a piecewise quasi-affine function, the simplest first.
+
+    Each agrees with one of its pieces everywhere; only the last, a chain of conditionals, is
+    certain. The caller proves the guess it takes.
+    """
+    pieces = function.coalesce().get_pieces()
+    values = [int_expr(aff, names) for _, aff in pieces]
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) == 1:
+        yield distinct[0]
+        return
+    yield ex.maximum(*distinct)
+    yield ex.minimum(*distinct)
+    total = values[-1]
+    for (domain, _), value in zip(reversed(pieces[:-1]), reversed(values[:-1]), strict=True):
+        total = ex.select(bool_expr(domain.gist(function.domain()), names), value, total)
+    yield total
+
+
+# ------------------------------------------------------------------- questions about patterns
+
+
+def is_empty(pattern: Pattern) -> bool:
+    """Return whether the pattern keeps no pair at any length (False where isl cannot tell)."""
+    try:
+        with budget():
+            return bool(_self_attention(pattern).is_empty())
+    except OverBudget:
+        return False
+
+
+def empty_row(pattern: Pattern) -> tuple[int, int] | None:
+    """Return ``(query, length)``: the first query that sees no key, at the least such length.
+
+    Decided for self-attention (``nq == nk``), over all heads. None: every query sees a key at every
+    length, or isl could not tell within its budget.
+    """
+    try:
+        with budget():
+            kept = _self_attention(pattern)
+            rows = read_set(f"[{', '.join(_self_params(pattern))}] -> {{ [q] : 0 <= q < nk }}")
+            if pattern.heads is not None:
+                heads = read_set(f"[h] -> {{ : 0 <= h < {pattern.heads} }}")
+                rows = rows.intersect_params(heads)
+            missing = rows.subtract(kept.domain())
+            if missing.is_empty():
+                return None
+            # Parameters become dimensions, the length first: lexmin is the least length.
+            count = missing.dim(isl.dim_type.param)
+            at = missing.find_dim_by_name(isl.dim_type.param, "nk")
+            missing = missing.move_dims(isl.dim_type.set, 0, isl.dim_type.param, at, 1)
+            if count > 1:
+                missing = missing.project_out(isl.dim_type.param, 0, count - 1)
+            point = missing.lexmin().sample_point()
+            length, query = (
+                point.get_coordinate_val(isl.dim_type.set, i).to_python() for i in (0, 1)
+            )
+            return int(query), int(length)
+    except OverBudget:
+        return None
+
+
+def _self_params(pattern: Pattern) -> list[str]:
+    return ["nk", *(["h"] if pattern.heads is not None else [])]
+
+
+def _self_attention(pattern: Pattern) -> isl.Map:
+    predicate = ex.substitute(pattern.predicate, {"nq": ex.Var("nk")})
+    domain = "0 <= q < nk and 0 <= k < nk"
+    if pattern.heads is not None:
+        domain += f" and 0 <= h < {pattern.heads}"
+    return pair_map(predicate, _self_params(pattern), domain)
