@@ -87,7 +87,8 @@ def _is_power_of_two(x):
     """Whether x is 1, 2, 4, ..."""
     return (x > 0) & ((x & (x - 1)) == 0)
 '''
-"""Functions that torch text may call; paste the block once in front of it."""
+"""Functions that torch text may call. A written module holds the block once, in front of both its
+users (GPU launch, CPU executor): ``emit_host`` and ``emit_cpu`` do not repeat it."""
 
 _INT32 = (-(2**31), 2**31 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
@@ -217,6 +218,13 @@ class TritonDialect(_Printer):
     helpers: set[str] = field(default_factory=set)
 
     _FUNCTION: ClassVar[dict[type, str]] = {ex.Min: "tl.minimum", ex.Max: "tl.maximum"}
+
+    def tile(self, expr: ex.IntExpr) -> str:
+        """Return the text of a tile number or count: as ``integer``, brought back to 32 bits."""
+        simple = simplify_int(expr, self.ranges)
+        if self._needs_wide(simple):
+            return f"({self._int(simple, _COMPARE, True)}).to(tl.int32)"
+        return self._int(simple, _COMPARE, False)
 
     def _needs_wide(self, expr: ex.IntExpr) -> bool:
         """Whether some intermediate value of a term may leave 32 bits."""

@@ -1,0 +1,204 @@
+"""forward plan -> the torch side of a kernel launch.
+
+The emitted ``_gpu_forward`` computes the grid and the strides and launches; it never waits for the
+device. What a kernel reads besides Q, K and V (row order, tile table) is built by torch on the
+device once per lengths and kept.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.predicate import MAX_LENGTH, TILE_RANGES, HostDialect
+from attnc.codegen.triton_forward import KERNEL, STRIDES, parameters
+from attnc.codegen.writer import Writer
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.plan import ForwardPlan
+
+ALIGN_BYTES = 16
+"""Widest load of a GPU thread."""
+
+SECTION_BYTES = 24 * 2**20
+"""Keys and values that heads running at the same time may hold in the L2 cache (40 to 60 MB)."""
+
+KEPT_SCHEDULES = 32
+
+
+def emit_host(plan: ForwardPlan) -> str:
+    """Print ``_gpu_forward(q, k, v, scale, out, lse)`` and what it needs, as top-level source.
+
+    The source expects ``torch`` imported, the kernel of the same plan and, for a plan that sorts
+    rows or builds a table, ``predicate.HOST_HELPERS``. ``out`` and ``lse`` are contiguous.
+    """
+    out = Writer()
+    out.line("import math")
+    out.line("from collections import OrderedDict")
+    out.line()
+    out.line("import torch")
+    out.line()
+    out.line()
+    if needs_schedule(plan):
+        _emit_segments(out, plan)
+        _emit_schedule(out, plan)
+    _emit_launch(out, plan)
+    return out.text()
+
+
+def needs_schedule(plan: ForwardPlan) -> bool:
+    """Whether the kernel reads tensors that depend on the lengths (row order, tile table)."""
+    return plan.form == "table" or plan.row_order == "sorted"
+
+
+def _emit_segments(out: Writer, plan: ForwardPlan) -> None:
+    heads = plan.block_mask.pattern.heads
+    ranges = {**TILE_RANGES, "h": (0, heads - 1 if heads else 0)}
+    dialect = HostDialect({n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}, ranges)
+    with out.block("def _gpu_segments(qb, h, nq, nk, NQ, NK):"):
+        out.line('"""Yield (first key tile, tiles, period, run, mask class) of each segment."""')
+        for segment in plan.segments:
+            tiles = segment.tiles
+            base = dialect.integer(tiles.base)
+            count = dialect.integer(ex.maximum(tiles.count, ex.ZERO))
+            out.line(f"yield {base}, {count}, {tiles.period}, {tiles.run}, {segment.mask}")
+        if not plan.segments:
+            out.line("yield from ()")
+    out.line()
+    out.line()
+
+
+def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
+    out.line("_GPU_SCHEDULES = OrderedDict()  # (nq, nk, device) -> tensors, oldest first")
+    out.line("_GPU_PINNED = []  # tensors that a captured CUDA graph reads: never freed")
+    out.line()
+    out.line()
+    with out.block("def _gpu_schedule(nq, nk, device):"):
+        out.line('"""Return the tensors the kernel reads for these lengths; build them if new."""')
+        out.line("key = (nq, nk, device)")
+        out.line('capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()')
+        with out.block("if key not in _GPU_SCHEDULES:"):
+            with out.block("if capturing:"):
+                out.line("raise RuntimeError(")
+                with out.indented():
+                    out.line('"attnc: call the op once with these lengths before capturing it in "')
+                    out.line('"a CUDA graph: the first call builds its schedule"')
+                out.line(")")
+            out.line("_GPU_SCHEDULES[key] = _gpu_build_schedule(nq, nk, device)")
+            with out.block(f"while len(_GPU_SCHEDULES) > {KEPT_SCHEDULES}:"):
+                out.line("_GPU_SCHEDULES.popitem(last=False)")
+        out.line("_GPU_SCHEDULES.move_to_end(key)")
+        with out.block("if capturing:"):
+            out.line("_GPU_PINNED.append(_GPU_SCHEDULES[key])")
+        out.line("return _GPU_SCHEDULES[key]")
+    out.line()
+    out.line()
+    _emit_build(out, plan)
+
+
+def _emit_build(out: Writer, plan: ForwardPlan) -> None:
+    heads = plan.block_mask.pattern.heads or 1
+    with out.block("def _gpu_build_schedule(nq, nk, device):"):
+        out.line('"""Count the key tiles of each row' + (
+            ', fill the table' if plan.form == "table" else ""
+        ) + (', sort the rows' if plan.row_order == "sorted" else "") + '."""')
+        out.line(f"NQ, NK = -(-nq // {plan.tiling.q}), -(-nk // {plan.tiling.k})")
+        out.line("qb = torch.arange(NQ, device=device)[None, :]")
+        out.line(f"h = torch.arange({heads}, device=device)[:, None]")
+        out.line("zero = torch.zeros_like(h + qb)  # [heads, NQ]")
+        if plan.form == "table":
+            for line in _BUILD_TABLE:
+                out.line(line)
+            in_row = "counts.sum(1)"
+        else:
+            out.line("tiles = zero.clone()")
+            with out.block("for _, count, _, _, _ in _gpu_segments(qb, h, nq, nk, NQ, NK):"):
+                out.line("tiles += count")
+            in_row = "tiles.flatten()"
+        results = []
+        if plan.row_order == "sorted":
+            out.comment("Heavy rows first, so that no long row starts last.")
+            out.line(f"order = torch.sort({in_row}, descending=True, stable=True).indices")
+            results.append("order.to(torch.int32)")
+        if plan.form == "table":
+            results += ["row_start", "entries"]
+        out.line(f"return {', '.join(results)}{',' if len(results) == 1 else ''}")
+    out.line()
+    out.line()
+
+
+_BUILD_TABLE = (
+    "segments = list(_gpu_segments(qb, h, nq, nk, NQ, NK))",
+    "bases = torch.stack([zero + s[0] for s in segments], -1).flatten()  # [heads * NQ * segments]",
+    "counts = torch.stack([zero + s[1] for s in segments], -1).flatten(0, 1)",
+    "period, run, mask = torch.tensor([s[2:] for s in segments], device=device).T",
+    "starts = counts.flatten().cumsum(0)",
+    "# The only wait for the device, once per lengths: the exact size of the table.",
+    "total = int(starts[-1])",
+    "row_start = torch.cat([starts.new_zeros(1), starts[len(segments) - 1 :: len(segments)]])",
+    "owner = torch.repeat_interleave(",
+    "    torch.arange(starts.numel(), device=device), counts.flatten(), output_size=total",
+    ")",
+    "i = torch.arange(total, device=device) - (starts - counts.flatten())[owner]",
+    "kind = owner % len(segments)",
+    "period, run, mask = period[kind], run[kind], mask[kind]",
+    "entries = ((bases[owner] + period * (i // run) + i % run) * 8 + mask).to(torch.int32)",
+)
+
+
+def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
+    per_head_order = plan.row_order == "sorted" and plan.block_mask.pattern.heads
+    with out.block("def _gpu_forward(q, k, v, scale, out, lse):"):
+        out.line('"""Launch the kernel: fill out [B, Hq, Q, Dv] and lse [B, Hq, Q], no wait."""')
+        out.line("batch, heads, nq, _ = q.shape")
+        out.line("group, nk = heads // k.shape[1], k.shape[2]")
+        with out.block("if lse.numel() == 0:"):
+            out.line("return")
+        with out.block("if nk == 0:"):
+            out.line("out.zero_()")
+            out.line("lse.fill_(-math.inf)")
+            out.line("return")
+        with out.block(f"if max(nq, nk) > {MAX_LENGTH}:"):
+            out.line("raise ValueError(")
+            with out.indented():
+                out.line(f'f"{{nq}} queries and {{nk}} keys; the kernel takes up to {MAX_LENGTH}"')
+            out.line(")")
+        out.line(f"programs = -(-nq // {plan.tiling.q}) * batch * heads")
+        with out.block("if programs >= 2**31:"):
+            out.line("raise ValueError(")
+            with out.indented():
+                out.line('f"{batch} x {heads} heads x {nq} queries need {programs} programs; "')
+                out.line('"a GPU runs 2**31 - 1 at once: split the batch"')
+            out.line(")")
+        out.comment("A stride along a dimension of one element means nothing: drop it.")
+        out.line(
+            "strides = [s if n > 1 else 0 for t in (q, k, v) "
+            "for s, n in zip(t.stride()[:3], t.shape)]"
+        )
+        out.comment(f"All strides are multiples of `align` elements, {ALIGN_BYTES} bytes at best.")
+        out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
+        out.line(f"wide = max(strides[5], strides[8]) * {plan.tiling.k} + 256 >= 2**31")
+        if per_head_order:
+            out.line("section = 1  # rows of all heads are sorted together")
+        else:
+            out.line(
+                f"head_bytes = nk * {plan.head_dim + plan.value_dim} * q.element_size()"
+            )
+            out.line(
+                f"section = min(max({SECTION_BYTES} // head_bytes, 1) * group, batch * heads)"
+            )
+        names = [n for n, _ in parameters(plan)]
+        schedule = [n for n in names if n in ("Order", "RowStart", "Entries")]
+        if schedule:
+            out.line("schedule = _gpu_schedule(nq, nk, q.device)")
+        arguments = ["q", "k", "v", "out", "lse"]
+        if schedule:
+            arguments.append("*schedule")
+        arguments += [
+            "scale * 1.4426950408889634",
+            "*(s // align for s in strides)",
+            *("nq", "nk", "heads", "group", "batch", "section"),
+            "ALIGN=align",
+            "WIDE=wide",
+            f"num_warps={plan.warps}",
+            f"num_stages={plan.stages}",
+        ]
+        assert len(STRIDES) == 9  # three of each of q, k, v, as the launch passes them
+        with out.block("with torch.cuda.device_of(q):"):
+            out.call(f"{KERNEL}[(programs,)](", arguments)

@@ -1,0 +1,368 @@
+"""forward plan -> Triton kernel source.
+
+One program computes one query tile of one head. Its key tiles come from one loop over the
+concatenated segments of the plan (or over a table row), so the loads of a later segment are in
+flight while an earlier one is computed; what a tile still has to check stands behind a branch that
+the whole program takes together. The running maximum starts at a finite number and masked scores
+are -inf, so no row, masked out or not, meets inf - inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnc.codegen.predicate import (
+    TILE_RANGES,
+    TOKEN_RANGES,
+    TRITON_HELPERS,
+    TritonDialect,
+)
+from attnc.codegen.simplify import simplify_bool
+from attnc.codegen.writer import Writer
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import Progression
+from attnc.compiler.ir.plan import ForwardPlan
+from attnc.compiler.passes.tiles import padded
+
+KERNEL = "_attend"
+"""Name of the kernel in the emitted source."""
+
+STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row")
+"""Stride arguments, int64, in units of ALIGN elements."""
+
+_TILE_NAMES = {n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}
+_TOKEN_NAMES = {"q": "q_pos", "k": "k_pos", "h": "h", "nq": "nq", "nk": "nk"}
+_LONGEST_COMMENT = 240
+
+
+def parameters(plan: ForwardPlan) -> tuple[tuple[str, str], ...]:
+    """Return the run-time arguments of the kernel in order, with their Triton types.
+
+    A type ``*`` is a pointer to the dtype of the call. ALIGN and WIDE, constexpr, follow them.
+    """
+    pointers: list[tuple[str, str]] = [("Q", "*"), ("K", "*"), ("V", "*"), ("Out", "*")]
+    pointers.append(("Lse", "*fp32"))
+    if plan.row_order == "sorted":
+        pointers.append(("Order", "*i32"))
+    if plan.form == "table":
+        pointers += [("RowStart", "*i64"), ("Entries", "*i32")]
+    integers = ["nq", "nk", "heads", "group", "batch", "section"]
+    return (
+        *pointers,
+        ("scale_log2", "fp32"),
+        *((name, "i64") for name in STRIDES),
+        *((name, "i32") for name in integers),
+    )
+
+
+def emit_kernel(plan: ForwardPlan) -> str:
+    """Print the kernel of a plan, with the helpers it calls, as top-level Python source.
+
+    The source expects ``triton`` and ``triton.language as tl`` to be imported. Heads of a pattern
+    with per-head masks are query heads.
+    """
+    return _Kernel(plan).text()
+
+
+class _Kernel:
+    """One emission: the writer and the two dialects, which gather the helpers they use."""
+
+    def __init__(self, plan: ForwardPlan) -> None:
+        self.plan = plan
+        heads = plan.block_mask.pattern.heads
+        head_range = {"h": (0, heads - 1 if heads else 2**20)}
+        self.tile = TritonDialect(_TILE_NAMES, {**TILE_RANGES, **head_range})
+        self.token = TritonDialect(_TOKEN_NAMES, {**TOKEN_RANGES, **head_range})
+        self.out = Writer()
+
+    def text(self) -> str:
+        self._head()
+        with self.out.indented():
+            self._constants()
+            self._which_row()
+            self._load_query()
+            self._segments()
+            self._loop()
+            self._finish()
+        kernel = self.out.text()
+        used = sorted(self.tile.helpers | self.token.helpers)
+        return "\n\n".join([*(TRITON_HELPERS[name] for name in used), kernel])
+
+    def _head(self) -> None:
+        out, given = self.out, parameters(self.plan)
+        fixed = [f'"{n}"' for n, kind in given if not kind.startswith("*") and kind != "fp32"]
+        out.call("@triton.jit(do_not_specialize=[", fixed, "])")
+        names = [
+            n if kind.startswith("*") or kind == "fp32" else f"{n}: tl.int{kind[1:]}"
+            for n, kind in given
+        ]
+        out.call(f"def {KERNEL}(", [*names, "ALIGN: tl.constexpr", "WIDE: tl.constexpr"], "):")
+
+    def _constants(self) -> None:
+        out, plan = self.out, self.plan
+        pattern = plan.block_mask.pattern
+        params = ", ".join(f"{n} = {v}" for n, v in pattern.params)
+        out.line(
+            f'"""Attend one query tile of one head: {_one_line(pattern.name)}'
+            f'{f" ({_one_line(params)})" if params else ""}, tile {plan.tiling}."""'
+        )
+        out.line(f"BQ: tl.constexpr = {plan.tiling.q}  # queries a tile")
+        out.line(f"BK: tl.constexpr = {plan.tiling.k}  # keys a tile")
+        for name, dim, what in (
+            ("D", plan.head_dim, "q and k"), ("DV", plan.value_dim, "v and out")
+        ):
+            out.line(f"{name}: tl.constexpr = {dim}  # head dim of {what}")
+            if padded(dim) != dim:
+                out.line(f"{name}_PAD: tl.constexpr = {padded(dim)}")
+        out.line()
+
+    def _which_row(self) -> None:
+        out, plan = self.out, self.plan
+        out.line("NQ = (nq + BQ - 1) // BQ")
+        out.line("NK = (nk + BK - 1) // BK")
+        out.line("program = tl.program_id(0)")
+        if plan.row_order == "sorted" and plan.block_mask.pattern.heads:
+            out.comment("Rows of all heads, most key tiles first.")
+            out.line("row = tl.load(Order + program // batch)")
+            out.line("b = program % batch")
+            out.line("h = row // NQ")
+            out.line("qb = row % NQ")
+        else:
+            out.comment(
+                "Heads go in sections whose keys and values share the L2 cache; inside a section "
+                "all heads walk the rows together, "
+                + {
+                    "forward": "first row first.",
+                    "reversed": "last row first: it has the most key tiles.",
+                    "sorted": "the row with the most key tiles first.",
+                }[plan.row_order]
+            )
+            out.line("first_head = program // (NQ * section) * section")
+            out.line("width = tl.minimum(section, batch * heads - first_head)")
+            out.line("rest = program - first_head * NQ")
+            out.line("b = (first_head + rest % width) // heads")
+            out.line("h = (first_head + rest % width) % heads")
+            slot = "rest // width"
+            match plan.row_order:
+                case "forward":
+                    out.line(f"qb = {slot}")
+                case "reversed":
+                    out.line(f"qb = NQ - 1 - {slot}")
+                case "sorted":
+                    out.line(f"qb = tl.load(Order + {slot})")
+        out.line()
+
+    def _load_query(self) -> None:
+        out, plan = self.out, self.plan
+        d_pad, dv_pad = self._pads()
+        out.comment("Strides come in units of ALIGN elements, so loads are known to be aligned.")
+        for name, head in (("Q", "h"), ("K", "h // group"), ("V", "h // group")):
+            low = name.lower()
+            out.line(f"{name} += b * ({low}_batch * ALIGN) + {head} * ({low}_head * ALIGN)")
+        out.line("k_step = k_row * ALIGN")
+        out.line("v_step = v_row * ALIGN")
+        out.line(f"dims = tl.arange(0, {d_pad})")
+        out.line(f"value_dims = tl.arange(0, {dv_pad})")
+        out.line("q_pos = qb * BQ + tl.arange(0, BQ)[:, None]  # [BQ, 1]")
+        out.line("span = tl.arange(0, BK)")
+        mask = "q_pos < nq" if plan.head_dim == padded(plan.head_dim) else (
+            "(q_pos < nq) & (dims[None, :] < D)"
+        )
+        out.line(
+            "q = tl.load(Q + q_pos * (q_row * ALIGN) + dims[None, :], "
+            f"mask={mask}, other=0.0)  # [BQ, D]"
+        )
+        out.comment("exp2 is the fast one: scores are scaled to base 2. The sign goes into q.")
+        out.line("q = tl.where(scale_log2 < 0, -q, q)")
+        out.line("scale_log2 = tl.maximum(tl.abs(scale_log2), 1.0e-37)")
+        out.line()
+        out.comment("Offsets inside a key tile fit 32 bits unless rows lie very far apart.")
+        for low, dim_name, where in (("k", "dims[:, None]", "None, :"),
+                                     ("v", "value_dims[None, :]", ":, None")):
+            with out.block("if WIDE:"):
+                out.line(f"{low}_offsets = span[{where}] * {low}_step + {dim_name}")
+            with out.block("else:"):
+                out.line(f"{low}_offsets = span[{where}] * {low}_step.to(tl.int32) + {dim_name}")
+        out.line()
+
+    def _pads(self) -> tuple[str, str]:
+        plan = self.plan
+        return (
+            "D" if padded(plan.head_dim) == plan.head_dim else "D_PAD",
+            "DV" if padded(plan.value_dim) == plan.value_dim else "DV_PAD",
+        )
+
+    def _segments(self) -> None:
+        out, plan = self.out, self.plan
+        if plan.form == "table":
+            out.comment("The key tiles of this row: an entry is `tile * 8 + mask class`.")
+            row = "h * NQ + qb" if plan.block_mask.pattern.heads else "qb"
+            out.line(f"row_start = tl.load(RowStart + {row})")
+            out.line(f"tiles = (tl.load(RowStart + {row} + 1) - row_start).to(tl.int32)")
+            out.line("row_entries = Entries + row_start")
+            out.line()
+            return
+        before = ""
+        for number, segment in enumerate(plan.segments):
+            why = "full" if segment.mask == 0 else (
+                f"mask {segment.mask}: {_shown(plan.masks[segment.mask - 1])}"
+            )
+            out.comment(f"Segment {number}, {why}")
+            out.line(f"first_{number} = {self.tile.tile(segment.tiles.base)}")
+            count = self.tile.tile(ex.maximum(segment.tiles.count, ex.ZERO))
+            out.line(f"end_{number} = {before}{count}")
+            before = f"end_{number} + "
+        out.line()
+
+    def _loop(self) -> None:
+        out, plan = self.out, self.plan
+        out.line(f"accumulated = tl.zeros([BQ, {self._pads()[1]}], tl.float32)")
+        out.line("top = tl.full([BQ], -3.0e38, tl.float32)  # largest scaled score so far")
+        out.line("total = tl.zeros([BQ], tl.float32)  # sum of exp2(scaled score - top)")
+        if not plan.segments:
+            out.comment("The pattern keeps no pair: no key tile is visited.")
+            return
+        end = "tiles" if plan.form == "table" else f"end_{len(plan.segments) - 1}"
+        out.line("whole_tiles = nk // BK")
+        with out.block(f"for it in range(0, {end}):"):
+            self._key_tile()
+            self._scores()
+            for line in _SOFTMAX:
+                out.line(line)
+        out.line()
+
+    def _key_tile(self) -> None:
+        out, plan = self.out, self.plan
+        if plan.form == "table":
+            out.line("entry = tl.load(row_entries + it)")
+            out.line("kb = entry >> 3")
+            return
+        last = len(plan.segments) - 1
+        for number in range(last, -1, -1):
+            i = "it" if number == 0 else f"it - end_{number - 1}"
+            tile = f"first_{number} + {_step(i, plan.segments[number].tiles)}"
+            out.line(
+                f"kb = {tile}" if number == last
+                else f"kb = tl.where(it < end_{number}, {tile}, kb)"
+            )
+
+    def _scores(self) -> None:
+        out, plan = self.out, self.plan
+        d_pad, dv_pad = self._pads()
+        out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
+        keys = "k_pos < nk" if d_pad == "D" else "(k_pos < nk) & (dims[:, None] < D)"
+        rows = "kb * BK + span[:, None] < nk"
+        values = rows if dv_pad == "DV" else f"({rows}) & (value_dims[None, :] < DV)"
+        out.line("k_tile = K + kb.to(tl.int64) * BK * k_step")
+        out.line("v_tile = V + kb.to(tl.int64) * BK * v_step")
+        out.line(f"k = tl.load(k_tile + k_offsets, mask={keys}, other=0.0)  # [D, BK]")
+        out.line(f"v = tl.load(v_tile + v_offsets, mask={values}, other=0.0)  # [BK, DV]")
+        out.line('s = tl.dot(q, k, input_precision="ieee")  # [BQ, BK] fp32')
+        keyword = "if"
+        for number, test in self._class_tests():
+            residual = simplify_bool(plan.masks[number - 1], self.token.ranges)
+            with out.block(f"{keyword} {test}:"):
+                out.comment(f"mask {number}: {_shown(plan.masks[number - 1])}")
+                keep = self.token.boolean(residual)
+                match residual:
+                    case ex.Truth(True):
+                        keep = "k_pos < nk"
+                    case ex.Truth(False):
+                        keep = "k_pos < 0"
+                    case ex.And():
+                        keep = f"{keep} & (k_pos < nk)"
+                    case _:
+                        keep = f"({keep}) & (k_pos < nk)"
+                out.line(f's = tl.where({keep}, s, float("-inf"))')
+            keyword = "elif"
+        with out.block(f"{keyword} kb >= whole_tiles:"):
+            out.comment("mask 0: a full tile that crosses the end of the keys")
+            out.line('s = tl.where(k_pos < nk, s, float("-inf"))')
+
+    def _class_tests(self) -> Iterator[tuple[int, str]]:
+        """Yield each mask class in use and the uniform test that this iteration belongs to it."""
+        plan = self.plan
+        passed: set[int] = set()  # segments that an earlier test already took
+        for number in range(1, len(plan.masks) + 1):
+            if plan.form == "table":
+                yield number, f"(entry & 7) == {number}"
+                continue
+            member = [s.mask == number for s in plan.segments]
+            tests = []
+            start = 0
+            while start < len(member):
+                if not member[start]:
+                    start += 1
+                    continue
+                stop = start
+                while stop + 1 < len(member) and member[stop + 1]:
+                    stop += 1
+                bounds = []
+                if not passed.issuperset(range(start)):
+                    bounds.append(f"it >= end_{start - 1}")
+                if not passed.issuperset(range(stop + 1, len(member))):
+                    bounds.append(f"it < end_{stop}")
+                tests.append(bounds)
+                start = stop + 1
+            passed.update(i for i, inside in enumerate(member) if inside)
+            if tests:
+                yield number, _either(tests)
+
+    def _finish(self) -> None:
+        out, dv_pad = self.out, self._pads()[1]
+        out.comment("A query without keys has total 0: out 0, lse -inf.")
+        out.line("empty = total == 0.0")
+        out.line("total = tl.where(empty, 1.0, total)")
+        out.line("lse = (top + tl.math.log2(total)) * 0.6931471805599453")
+        out.line('lse = tl.where(empty, float("-inf"), lse)')
+        out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
+        out.line(
+            "tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask=q_pos < nq)"
+        )
+        mask = "q_pos < nq" if dv_pad == "DV" else "(q_pos < nq) & (value_dims[None, :] < DV)"
+        out.line("result = (accumulated / total[:, None]).to(Out.dtype.element_ty)")
+        out.line(f"tl.store(Out + row * DV + value_dims[None, :], result, mask={mask})")
+
+
+_SOFTMAX = (
+    "new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)",
+    "p = tl.math.exp2(s * scale_log2 - new_top[:, None])  # [BQ, BK]",
+    "shrink = tl.math.exp2(top - new_top)",
+    "total = total * shrink + tl.sum(p, 1)",
+    "accumulated = tl.dot(p.to(v.dtype), v, accumulated * shrink[:, None], "
+    'input_precision="ieee")',
+    "top = new_top",
+)
+
+
+def _step(i: str, tiles: Progression) -> str:
+    """Print ``period * (i div run) + i mod run`` for ``i >= 0``."""
+    inner = i if i == "it" else f"({i})"
+    if tiles.period == tiles.run:
+        return i
+    if tiles.run == 1:
+        return f"{inner} * {tiles.period}"
+    return f"{inner} // {tiles.run} * {tiles.period} + {inner} % {tiles.run}"
+
+
+def _either(tests: list[list[str]]) -> str:
+    """Join bounds by and, the groups by or."""
+    if any(not bounds for bounds in tests):
+        return "it >= 0"
+    if len(tests) == 1 and len(tests[0]) == 1:
+        return tests[0][0]
+    groups = [
+        bounds[0] if len(bounds) == 1 else " & ".join(f"({b})" for b in bounds)
+        for bounds in tests
+    ]
+    return groups[0] if len(groups) == 1 else " | ".join(f"({g})" for g in groups)
+
+
+def _shown(residual: ex.BoolExpr) -> str:
+    text = ex.show(residual)
+    return text if len(text) <= _LONGEST_COMMENT else f"{text[:_LONGEST_COMMENT]} ..."
+
+
+def _one_line(text: str) -> str:
+    """Make a text safe inside a docstring."""
+    return text.replace("\\", "\\\\").replace('"', "'").replace("\n", " ")

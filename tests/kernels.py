@@ -1,0 +1,195 @@
+"""Helpers of the kernel tests: small hand-made plans, running emitted kernels, tracing them.
+
+Kernels run under Triton's interpreter; a session that has a GPU runs the same tests on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from attnc.codegen.host import emit_host
+from attnc.codegen.predicate import HOST_HELPERS
+from attnc.codegen.triton_forward import emit_kernel
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.pattern import Pattern, Where
+from attnc.compiler.ir.plan import ForwardPlan, Segment
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="attnc-kernels-"))
+_NUMBER = itertools.count()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+Q, K, H = ex.Var("q"), ex.Var("k"), ex.Var("h")
+QB, NQ, NK = ex.Var("qb"), ex.Var("NQ"), ex.Var("NK")
+
+
+def interval(first: ex.IntExpr, last: ex.IntExpr) -> Progression:
+    """Key tiles first .. last, both included."""
+    return Progression(base=first, count=ex.add(last, ex.ONE, ex.scale(-1, first)))
+
+
+def plan_of(
+    name: str,
+    predicate: ex.BoolExpr,
+    tiling: Tiling,
+    pieces: list[Piece],
+    *,
+    heads: int | None = None,
+    head_dim: int = 16,
+    value_dim: int | None = None,
+    dtype: Any = "fp32",
+    form: Any = "ranges",
+    row_order: Any = "forward",
+    target: Any = "sm_90",
+    warps: int = 4,
+    stages: int = 2,
+) -> ForwardPlan:
+    """Make a forward plan from pieces, with one mask class for each distinct residual."""
+    pattern = Pattern(name=name, heads=heads, body=Where(predicate))
+    mask = BlockMask(pattern=pattern, tiling=tiling, pieces=tuple(pieces))
+    masks = tuple(dict.fromkeys(p.residual for p in pieces if not p.full))
+    segments = tuple(
+        Segment(tiles=p.tiles, mask=0 if p.full else masks.index(p.residual) + 1) for p in pieces
+    )
+    return ForwardPlan(
+        block_mask=mask, segments=segments, masks=masks, form=form, row_order=row_order,
+        head_dim=head_dim, value_dim=value_dim or head_dim, dtype=dtype, target=target,
+        warps=warps, stages=stages,
+    )
+
+
+def causal(side: int = 16, **options: Any) -> ForwardPlan:
+    """Square tiles: the tiles left of the diagonal are full."""
+    keep = ex.compare("<=", K, Q)
+    most = ex.minimum(QB, ex.sub(NK, ex.ONE))
+    pieces = [
+        Piece(tiles=interval(ex.ZERO, ex.minimum(ex.sub(QB, ex.ONE), ex.sub(NK, ex.ONE)))),
+        Piece(tiles=interval(QB, most), residual=keep),
+    ]
+    return plan_of("causal", keep, Tiling(side, side), pieces, row_order="reversed", **options)
+
+
+def longformer(side: int = 16, reach: int = 3, sinks: int = 5, **options: Any) -> ForwardPlan:
+    """Causal window of ``reach`` tiles back, plus sinks: sink | left edge | full | diagonal."""
+    before = reach * side
+    keep = ex.and_(
+        ex.compare("<=", K, Q),
+        ex.or_(ex.compare("<=", ex.sub(Q, K), ex.Const(before)), ex.compare("<", K, ex.Const(sinks))),
+    )
+    left = ex.sub(QB, ex.Const(reach))
+    last = ex.sub(NK, ex.ONE)
+    near = ex.sub(QB, ex.ONE)
+    sink_tiles = -(-sinks // side)
+    pieces = [
+        Piece(
+            tiles=Progression(
+                base=ex.ZERO, count=ex.minimum(ex.Const(sink_tiles), left, NK),
+            ),
+            residual=ex.compare("<", K, ex.Const(sinks)),
+        ),
+        Piece(
+            tiles=Progression(
+                base=left,
+                count=ex.select(
+                    ex.and_(ex.compare(">=", left, ex.ZERO), ex.compare("<=", left, last)),
+                    ex.ONE, ex.ZERO,
+                ),
+            ),
+            residual=ex.or_(
+                ex.compare("<=", ex.sub(Q, K), ex.Const(before)), ex.compare("<", K, ex.Const(sinks))
+            ),
+        ),
+        Piece(tiles=interval(ex.maximum(ex.add(left, ex.ONE), ex.ZERO), ex.minimum(near, last))),
+        Piece(tiles=interval(QB, ex.minimum(QB, last)), residual=ex.compare("<=", K, Q)),
+    ]
+    return plan_of("longformer", keep, Tiling(side, side), pieces, **options)
+
+
+def dilated(side: int = 16, tiles: int = 3, **options: Any) -> ForwardPlan:
+    """Every ``tiles``-th key tile, and inside it the keys of the query's residue mod 3."""
+    keep = ex.and_(
+        ex.compare("==", ex.mod(ex.floordiv(K, side), tiles), ex.ZERO),
+        ex.compare("==", ex.mod(ex.sub(Q, K), 3), ex.ZERO),
+    )
+    count = ex.floordiv(ex.add(NK, ex.Const(tiles - 1)), tiles)
+    pieces = [
+        Piece(
+            tiles=Progression(base=ex.ZERO, count=count, period=tiles, run=1),
+            residual=ex.compare("==", ex.mod(ex.sub(Q, K), 3), ex.ZERO),
+        )
+    ]
+    return plan_of("dilated", keep, Tiling(side, side), pieces, **options)
+
+
+def per_head(side: int = 16, heads: int = 4, **options: Any) -> ForwardPlan:
+    """Head h sees h tiles back and its own."""
+    keep = ex.and_(
+        ex.compare("<=", ex.sub(ex.floordiv(Q, side), H), ex.floordiv(K, side)),
+        ex.compare("<=", K, Q),
+    )
+    last = ex.sub(NK, ex.ONE)
+    pieces = [
+        Piece(
+            tiles=interval(
+                ex.maximum(ex.sub(QB, H), ex.ZERO), ex.minimum(ex.sub(QB, ex.ONE), last)
+            )
+        ),
+        Piece(tiles=interval(QB, ex.minimum(QB, last)), residual=ex.compare("<=", K, Q)),
+    ]
+    return plan_of("per_head", keep, Tiling(side, side), pieces, heads=heads, **options)
+
+
+def module_text(plan: ForwardPlan, edit: Callable[[str], str] = lambda kernel: kernel) -> str:
+    """Return a runnable file: kernel (edited), host code and helpers."""
+    head = "import triton\nimport triton.language as tl\n"
+    return "\n\n".join([head, emit_host(plan), HOST_HELPERS, edit(emit_kernel(plan))])
+
+
+def load(text: str) -> ModuleType:
+    """Import a text from a real file (Triton reads the source of its kernels)."""
+    path = _FOLDER / f"kernel_{next(_NUMBER)}.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(
+    module: ModuleType, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch, with results poisoned beforehand."""
+    out = torch.full((*q.shape[:3], v.shape[3]), float("nan"), dtype=q.dtype, device=q.device)
+    lse = torch.full(q.shape[:3], float("nan"), device=q.device)
+    module._gpu_forward(q, k, v, scale, out, lse)
+    return out, lse
+
+
+def traced(kernel: str) -> str:
+    """Make a kernel write what it does to each visited tile.
+
+    ``Trace[b, h, qb, kb]`` (int32, zeroed) gets 1 + 16 * (visits) and bit ``2**(7 + class)`` for
+    the mask branch taken, class 0 being the end of the keys.
+    """
+    kernel = kernel.replace("(\n    Q,", "(\n    Trace, Q,").replace("_attend(Q,", "_attend(Trace, Q,")
+    here = "Trace + ((b.to(tl.int64) * heads + h) * NQ + qb) * NK + kb"
+    kernel = kernel.replace(
+        "        k_pos = kb * BK", f"        tl.atomic_add({here}, 1)\n        k_pos = kb * BK"
+    )
+    return re.sub(
+        r"^( +)# mask (\d+):.*$",
+        lambda m: f"{m[1]}tl.atomic_or({here}, {1 << (8 + int(m[2]))})",
+        kernel,
+        flags=re.MULTILINE,
+    )
