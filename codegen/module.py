@@ -15,6 +15,7 @@ from typing import Any
 from attnc import __version__
 from attnc.codegen.cpu import emit_cpu
 from attnc.codegen.host import emit_host
+from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import ForwardPlan, Plan
@@ -95,11 +96,13 @@ def emit_module(plan: Plan) -> str:
     """
     digest = plan_hash(plan)
     checks, registration = contract()
+    launch, executor = emit_host(plan.forward), emit_cpu(plan.cpu)
     sections = [
         ("Checks", checks),
         ("GPU kernel", emit_kernel(plan.forward)),
-        ("GPU launch", emit_host(plan.forward)),
-        ("CPU executor", emit_cpu(plan.cpu)),
+        ("Bounds of both executors", _used_helpers(launch + executor)),
+        ("GPU launch", launch),
+        ("CPU executor", executor),
         ("Registration", registration),
     ]
     imports, bodies, defined = _hoist_imports(sections)
@@ -114,11 +117,22 @@ def emit_module(plan: Plan) -> str:
             _GUARDED_TRITON,
             _constants(plan, name, digest),
             _function(plan, function),
-            *(f"\n{_rule(title)}\n\n{body.strip()}\n" for title, body in bodies),
+            *(f"\n{_rule(title)}\n\n{b.strip()}\n" for title, b in bodies if b.strip()),
         ]
     )
     ast.parse(text)
     return text
+
+
+def _used_helpers(text: str) -> str:
+    """Return those functions of ``HOST_HELPERS`` that a text names."""
+    lines = HOST_HELPERS.splitlines()
+    used = [
+        "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        for node in ast.parse(HOST_HELPERS).body
+        if isinstance(node, ast.FunctionDef) and re.search(rf"\b{node.name}\b", text)
+    ]
+    return "\n\n\n".join(used)
 
 
 def contract() -> tuple[str, str]:

@@ -38,7 +38,7 @@ def _cpu_forward(
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DEVICES = ("cpu", "cuda", "meta")
-_MOST_TOKENS = 2**31 - 1  # positions are 32-bit in the kernels, addresses are not
+_MOST_TOKENS = 2**30  # positions are 32-bit in the kernels, addresses are not
 
 
 def _call(
@@ -138,15 +138,14 @@ def _forward(
         raise ValueError(f"{NAME}: scale must be finite, got {scale}")
     for argument, t in (("q", q), ("k", k)):
         if t.shape[2] > _MOST_TOKENS:
-            raise ValueError(f"{NAME}: {argument} has {t.shape[2]} tokens, the most is 2**31 - 1")
+            raise ValueError(f"{NAME}: {argument} has {t.shape[2]} tokens, the most is 2**30")
     out, lse = _empty(q, v)
     if k.shape[2] == 0 or lse.numel() == 0:
         return out.zero_(), lse.fill_(-math.inf)
     if q.device.type == "cuda":
         if _NO_TRITON is not None:
             raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
-        with torch.cuda.device(q.device):
-            _gpu_forward(q, k, v, scale, out, lse)
+        _gpu_forward(q, k, v, scale, out, lse)
         return out, lse
     out, lse = _cpu_forward(q, k, v, scale)
     return out.contiguous(), lse.contiguous()

@@ -1,0 +1,300 @@
+"""The Python face: load patterns, look at them, compile them to ops."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir.blockmask import BlockMask, Counts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from attnc.dsl.diagnostics import Diagnostic
+    from attnc.runtime.op import Op
+    from attnc.runtime.options import TileLike
+
+Dense = Callable[[int, int], "NDArray[np.bool_]"]
+_DEFAULT_TILE = (128, 64)
+
+
+class Pattern:
+    """A pattern with its parameters bound: which keys each query sees.
+
+    Made by ``attnc.load``, ``attnc.parse`` and ``attnc.zoo``. ``ir`` is the pattern IR; patterns
+    with equal IR are equal. Without ``dense``, the definition to evaluate, masks come from the IR.
+    """
+
+    __slots__ = ("_dense", "ir")
+
+    def __init__(self, ir: pat.Pattern, *, dense: Dense | None = None) -> None:
+        self.ir = ir
+        self._dense = ir.mask if dense is None else dense
+
+    @property
+    def name(self) -> str:
+        """The name it was defined with."""
+        return self.ir.name
+
+    @property
+    def heads(self) -> int | None:
+        """How many heads it is defined for; None: one mask serves every head."""
+        return self.ir.heads
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The parameters and their values, as text."""
+        return dict(self.ir.params)
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """What was found while it was loaded, and is not an error."""
+        return self.ir.warnings
+
+    def mask(
+        self, n: int | None = None, *, nq: int | None = None, nk: int | None = None
+    ) -> torch.Tensor:
+        """Evaluate the definition of the pattern at every pair: its meaning.
+
+        Shape: bool ``[heads or 1, nq, nk]``; ``n`` stands for both lengths. Memory and time in
+        proportion to ``nq * nk``.
+        Raises: ImportError without torch.
+        """
+        lengths = _lengths("mask", n, nq, nk)
+        torch = _torch("Pattern.mask")
+        mask: torch.Tensor = torch.from_numpy(self._dense(*lengths))
+        return mask
+
+    def blocks(
+        self,
+        n: int | None = None,
+        *,
+        nq: int | None = None,
+        nk: int | None = None,
+        tile: TileLike = _DEFAULT_TILE,
+    ) -> Blocks:
+        """Sort the tiles of the pattern into full, partial and empty; no pair is evaluated.
+
+        Units: ``tile`` in tokens, queries by keys, as ``(128, 64)`` or ``"128x64"``.
+        """
+        from attnc.compiler.passes.classify import classify
+        from attnc.runtime.options import as_tiling
+
+        lengths = _lengths("blocks", n, nq, nk)
+        return Blocks(classify(self.ir, as_tiling(tile)), *lengths)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self.ir == other.ir
+
+    def __hash__(self) -> int:
+        return hash(self.ir)
+
+    def __repr__(self) -> str:
+        words = [self.name, *(f"{name}={value}" for name, value in self.ir.params)]
+        heads = "" if self.heads is None else f", {self.heads} heads"
+        return f"<attnc pattern {' '.join(words)}{heads}>"
+
+
+class Blocks:
+    """The tiles of a pattern at given lengths: a view on the block-mask IR.
+
+    Counts are over all heads of the mask. ``full``, ``partial`` and ``empty`` count tiles by their
+    existing pairs; ``visited`` and ``masked`` are the tiles that a kernel walks, and those it
+    checks pair by pair; ``pairs_kept`` by the pattern, ``pairs_computed`` in visited tiles.
+    """
+
+    def __init__(self, ir: BlockMask, nq: int, nk: int) -> None:
+        from attnc.compiler.counts import count
+
+        self.ir = ir
+        self.nq = nq
+        self.nk = nk
+        self.counts: Counts = count(ir, nq, nk)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The tile shape in tokens, queries by keys."""
+        return self.ir.tiling.q, self.ir.tiling.k
+
+    @property
+    def full(self) -> int:
+        """Tiles whose every existing pair is kept."""
+        return self.counts.full
+
+    @property
+    def partial(self) -> int:
+        """Tiles with kept pairs and others."""
+        return self.counts.partial
+
+    @property
+    def empty(self) -> int:
+        """Tiles without a kept pair."""
+        return self.counts.empty
+
+    @property
+    def visited(self) -> int:
+        """Tiles that a kernel walks."""
+        return self.counts.visited
+
+    @property
+    def masked(self) -> int:
+        """Visited tiles in which a kernel checks each pair."""
+        return self.counts.masked
+
+    @property
+    def pairs_kept(self) -> int:
+        """Pairs of the pattern."""
+        return self.counts.pairs_kept
+
+    @property
+    def pairs_computed(self) -> int:
+        """Pairs in visited tiles."""
+        return self.counts.pairs_computed
+
+    @property
+    def exact(self) -> bool:
+        """Whether no tile was added to stay within the budget of the set library."""
+        return self.ir.exact
+
+    def dense(self) -> torch.Tensor:
+        """Evaluate the block mask at every pair: equal to ``Pattern.mask``.
+
+        Shape: bool ``[heads or 1, nq, nk]``.
+        Raises: ImportError without torch.
+        """
+        torch = _torch("Blocks.dense")
+        mask: torch.Tensor = torch.from_numpy(self.ir.dense(self.nq, self.nk))
+        return mask
+
+    def __repr__(self) -> str:
+        c = self.counts
+        return (
+            f"<attnc blocks {self.ir.pattern.name} {self.nq}x{self.nk} in {self.ir.tiling} tiles: "
+            f"{c.full} full, {c.partial} partial, {c.empty} empty>"
+        )
+
+
+class Zoo:
+    """The published patterns that come with attnc: ``zoo.longformer(window=8)``, ``zoo["name"]``.
+
+    ``dir(zoo)``, ``list(zoo)`` and ``len(zoo)`` go over their names.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Pattern]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as unknown:
+            raise AttributeError(unknown.args[0]) from None
+
+    def __getitem__(self, name: str) -> Callable[..., Pattern]:
+        from attnc.compiler import driver
+        from attnc.dsl.suggest import did_you_mean
+
+        names = driver.zoo_names()
+        if name not in names:
+            hint = did_you_mean(name, names) or f"there are {', '.join(names)}"
+            raise KeyError(f"the zoo has no pattern {name!r}; {hint}")
+
+        def make(**params: object) -> Pattern:
+            return _loaded(driver.load_zoo, name, params)
+
+        make.__name__ = make.__qualname__ = name
+        make.__doc__ = driver.zoo_text(name)
+        return make
+
+    def __iter__(self) -> Iterator[str]:
+        from attnc.compiler import driver
+
+        return iter(driver.zoo_names())
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+    def __dir__(self) -> list[str]:
+        return list(self)
+
+    def __repr__(self) -> str:
+        return f"<attnc zoo: {', '.join(self)}>"
+
+
+zoo = Zoo()
+
+
+def compile(
+    p: Pattern,
+    *,
+    head_dim: int = 64,
+    value_dim: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    target: str | None = None,
+    tile: TileLike | None = None,
+    cpu_tile: TileLike | None = None,
+    folder: str | Path | None = None,
+    cache: bool = True,
+) -> Op:
+    """Compile a pattern to an op, called ``op(q, k, v, *, scale=None, return_lse=False)``.
+
+    Args:
+        head_dim: width of q and k, 16 to 256; value_dim is that of v, the same when not given.
+        dtype: what the GPU kernel is made for, bfloat16 when not given (bfloat16 and float16 share
+            a kernel); on a CPU the op takes float32, bfloat16, float16 and float64.
+        target: ``sm_80``, ``sm_90``, ``sm_100`` or ``gfx942``; when not given, that of the visible
+            GPU, or sm_90 without one. Every op also runs on a CPU.
+        tile, cpu_tile: tile shapes in tokens, queries by keys; the compiler chooses when not given.
+        folder: also write the module there, as ``<folder>/<pattern>.py``.
+        cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
+    Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,
+        ImportError without torch.
+    """
+    if not isinstance(p, Pattern):
+        raise ValueError(
+            f"p must be an attnc.Pattern, got {type(p).__name__}; attnc.load reads a file, "
+            "attnc.parse a text"
+        )
+    _torch("attnc.compile")
+    from attnc.runtime.op import compile_pattern
+    from attnc.runtime.options import options
+
+    chosen = options(
+        head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
+        cpu_tile=cpu_tile,
+    )
+    return compile_pattern(p.ir, chosen, folder=folder, keep=cache)
+
+
+def _lengths(method: str, n: int | None, nq: int | None, nk: int | None) -> tuple[int, int]:
+    """Return ``(nq, nk)``; ``n`` stands for both, and goes with neither."""
+    if n is not None and (nq is not None or nk is not None):
+        raise ValueError(f"{method}: give either n, or nq and nk")
+    given = (n, n) if n is not None else (nq, nk)
+    if None in given:
+        raise ValueError(f"{method}: give the lengths, as n=64 or as nq=16, nk=64")
+    for length in given:
+        try:
+            if isinstance(length, bool) or operator.index(length) < 0:  # type: ignore[arg-type]
+                raise TypeError
+        except TypeError:
+            raise ValueError(
+                f"{method}: a length must be an integer from 0, got {length!r}"
+            ) from None
+    return operator.index(given[0]), operator.index(given[1])  # type: ignore[arg-type]
+
+
+def _torch(caller: str) -> Any:
+    try:
+        import torch
+    except ImportError as missing:
+        raise ImportError(
+            f'{caller} needs torch, which is not installed: pip install "attnc[torch]"'
+        ) from missing
+    return torch
