@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_expr import describe
-from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.kinds import show_type
 from attnc.dsl.parser import parse_expression
 from attnc.dsl.source import UNKNOWN, Span
@@ -84,12 +84,9 @@ def _read_text(text: str, param: ast.Param) -> object:
     if param.type.kind == "list" and not text.strip().startswith("["):
         text = f"[{text}]"  # -D rates=1,2,4 needs no quotes in a shell
     try:
-        expr: ast.Expr | None = parse_expression(text)
-    except Exception as error:  # the parser's own error carries no type that fits here
+        return _literal(parse_expression(text), text, param)
+    except CompileError as error:
         raise ValueError(f"expected {describe(param.type)}, found {text!r}") from error
-    if expr is None:
-        raise ValueError(f"expected {describe(param.type)}, found {text!r}")
-    return _literal(expr, text, param)
 
 
 def _literal(expr: ast.Expr, text: str, param: ast.Param) -> object:

@@ -1,0 +1,41 @@
+"""Pattern IR -> warnings: sets that keep nothing, queries that see nothing. Exact, by isl."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir.pattern import Pattern
+from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.resolve import Definition
+
+
+def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
+    """Return warnings for a pattern that leaves some query, or every one, without a key.
+
+    Decided for queries and keys of one length, over every length.
+    """
+    from attnc.compiler import sets
+
+    where = definition.pattern.name_span
+    span = where if where.source is not None else definition.pattern.span
+    name = pattern.name
+    if sets.is_empty(pattern):
+        return (
+            Diagnostic(
+                code="ATT0320", severity="warning", span=span,
+                message=f"pattern `{name}` keeps no pair",
+                label="no query sees any key, at any length",
+                help="its conditions exclude each other; join alternatives with `|` or `or`",
+            ),
+        )  # fmt: skip
+    row = sets.empty_row(pattern)
+    if row is None:
+        return ()
+    query, length = row
+    return (
+        Diagnostic(
+            code="ATT0321", severity="warning", span=span,
+            message=f"in `{name}` some queries see no key",
+            label=f"query {query} of {length} sees none" if length > 1 else "query 0 sees none",
+            notes=("the output of such a query is 0 and its lse is -inf",),
+            help="if that is not meant, let every query see itself: `| { q -> k : q == k }`",
+        ),
+    )  # fmt: skip
