@@ -203,7 +203,7 @@ class Zoo:
             raise KeyError(f"the zoo has no pattern {name!r}; {hint}")
 
         def make(**params: object) -> Pattern:
-            return _loaded(driver.load_zoo, name, params)
+            return _faced(driver.open_zoo(name, params))
 
         make.__name__ = make.__qualname__ = name
         make.__doc__ = driver.zoo_text(name)
@@ -228,6 +228,33 @@ class Zoo:
 
 
 zoo = Zoo()
+
+
+def load(path: str | Path, pattern: str | None = None, **params: object) -> Pattern:
+    """Load a pattern from an ``.attn`` file.
+
+    Args:
+        pattern: which one of the file; when not given, the one called like the file, else the last.
+        params: values of its parameters.
+    Raises: CompileError with everything that is wrong, an unreadable file included.
+    """
+    from attnc.compiler import driver
+
+    return _faced(driver.open_file(path, pattern, params))
+
+
+def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
+    """Load a pattern from a text in the pattern language; see ``load``."""
+    from attnc.compiler import driver
+
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a str, got {type(text).__name__}; attnc.load reads a file")
+    return _faced(driver.open_text(text, pattern, params))
+
+
+def _faced(opened: tuple[pat.Pattern, Dense]) -> Pattern:
+    ir, dense = opened
+    return Pattern(ir, dense=dense)
 
 
 def compile(

@@ -96,7 +96,8 @@ def emit_module(plan: Plan) -> str:
     """
     digest = plan_hash(plan)
     checks, registration = contract()
-    launch, executor = emit_host(plan.forward), emit_cpu(plan.cpu)
+    launch = emit_host(plan.forward)
+    executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
     sections = [
         ("Checks", checks),
         ("GPU kernel", emit_kernel(plan.forward)),

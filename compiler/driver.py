@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Params = Mapping[str, object]
+Oracle = Callable[[int, int], "NDArray[np.bool_]"]
 T = TypeVar("T")
 
 
@@ -52,6 +53,30 @@ def load_text(
 def load_zoo(name: str, params: Params | None = None) -> Pattern:
     """Compile a stdlib pattern. Raises: CompileError with a suggestion for an unknown name."""
     return _within_limits(lambda: _lower(_zoo(name), params, ()))
+
+
+def open_file(
+    path: str | Path, pattern: str | None = None, params: Params | None = None
+) -> tuple[Pattern, Oracle]:
+    """Compile like ``load_file``, and return the oracle of the same text too: nq, nk -> mask."""
+    return _within_limits(lambda: _open(_module_of_file(path), pattern, params))
+
+
+def open_text(
+    text: str,
+    pattern: str | None = None,
+    params: Params | None = None,
+    *,
+    name: str = "<text>",
+    folder: str | Path | None = None,
+) -> tuple[Pattern, Oracle]:
+    """Compile like ``load_text``, and return the oracle too."""
+    return _within_limits(lambda: _open(_module_of_text(text, name, folder), pattern, params))
+
+
+def open_zoo(name: str, params: Params | None = None) -> tuple[Pattern, Oracle]:
+    """Compile like ``load_zoo``, and return the oracle too."""
+    return _within_limits(lambda: _opened(_zoo(name), params, ()))
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -162,6 +187,22 @@ def _checked(loaded: _Loaded) -> tuple[Module, tuple[Diagnostic, ...]]:
 def _load(loaded: _Loaded, pattern: str | None, params: Params | None) -> Pattern:
     module, warnings = _checked(loaded)
     return _lower(_choose(module, pattern), params, warnings)
+
+
+def _open(loaded: _Loaded, pattern: str | None, params: Params | None) -> tuple[Pattern, Oracle]:
+    module, warnings = _checked(loaded)
+    return _opened(_choose(module, pattern), params, warnings)
+
+
+def _opened(
+    definition: Definition, params: Params | None, warnings: tuple[Diagnostic, ...]
+) -> tuple[Pattern, Oracle]:
+    given = dict(params or {})
+
+    def oracle(nq: int, nk: int) -> NDArray[np.bool_]:
+        return _within_limits(lambda: _dense(definition, given, nq, nk))
+
+    return _lower(definition, given, warnings), oracle
 
 
 def _choose(module: Module, pattern: str | None) -> Definition:
