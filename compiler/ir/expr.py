@@ -221,9 +221,16 @@ def floordiv(part: IntExpr, divisor: int) -> IntExpr:
         return floordiv(scale(-1, part), -divisor)
     if divisor == 1:
         return part
+    if isinstance(part, Min | Max):  # floor is monotone
+        kind = minimum if isinstance(part, Min) else maximum
+        return kind(*(floordiv(p, divisor) for p in part.parts))
     whole, rest = _split_multiples(part, divisor)
-    if isinstance(rest, Const):
-        return add(whole, Const(rest.value // divisor))
+    match rest:
+        case Const(value):
+            return add(whole, Const(value // divisor))
+        case Add((Min(inner) | Max(inner) as extreme, Const() as offset)):
+            kind = minimum if isinstance(extreme, Min) else maximum
+            return add(whole, floordiv(kind(*(add(p, offset) for p in inner)), divisor))
     return add(whole, FloorDiv(rest, divisor))
 
 

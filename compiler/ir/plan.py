@@ -63,12 +63,14 @@ class Strip:
     ``residual`` is the pattern inside the strip (true: nothing to check anywhere in it).
     ``shift`` ``(p, c)``, ``p > 0``: proved that for all positions of strip tiles, (q, k) is kept
     exactly when (q + p * tile.q, k + c * tile.k) is: one mask serves rows ``p`` apart whose first
-    key tile moves by ``c`` tiles. None: not proved, masks are made row by row.
+    key tile moves by ``c`` tiles, for all rows ``qb >= shift_from``. None: not proved, masks are
+    made row by row.
     """
 
     tiles: Progression
     residual: ex.BoolExpr
     shift: tuple[int, int] | None
+    shift_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,10 @@ MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
 
 
+SIMPLE = 14
+"""Operations in the bounds of a piece below which no simpler form is looked for."""
+
+
 @dataclass(frozen=True)
 class Relations:
     """A pattern projected on one tiling: relations ``{ [qb] -> [kb] }`` and what they came from."""
@@ -55,16 +59,17 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     notes: list[str] = []
     try:
         with sets.budget():
+            near = hints(pattern, tiling)
             found = relations(pattern, tiling)
-            pieces = _pieces(found.full, found, whole, full=True)
-            pieces += _pieces(found.partial, found, whole, full=False)
+            pieces = _pieces(found.full, found, whole, near, full=True)
+            pieces += _pieces(found.partial, found, whole, near, full=False)
             return BlockMask(pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces))
     except sets.OverBudget as error:
         notes.append(f"full tiles are masked too: {error}")
     try:
         with sets.budget():
             found = project(pattern, tiling)
-            pieces = _pieces(found.nonempty, found, whole, full=False)
+            pieces = _pieces(found.nonempty, found, whole, hints(pattern, tiling), full=False)
             return BlockMask(
                 pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces),
                 widened=tuple(notes),
@@ -145,26 +150,104 @@ def relations(pattern: Pattern, tiling: Tiling) -> Relations:
     return Relations(found.pairs, found.token_tiles, found.nonempty, full, partial, found.context)
 
 
+def hints(pattern: Pattern, tiling: Tiling) -> tuple[Progression, ...]:
+    """Guess tile ranges from token ranges: where ``first(q) .. last(q)`` is one run of keys.
+
+    If both ends grow with ``q``, the visited tiles of a row run from the first key of its first
+    query to the last key of its last query, and the full ones the other way round. The guesses are
+    only tried; isl proves or drops them.
+    """
+    if tiling == Tiling(1, 1):
+        return ()
+    found: list[Progression] = []
+    for piece in _classify(pattern, Tiling(1, 1)).pieces:
+        if piece.full and piece.tiles.period == 1:
+            first = piece.tiles.base
+            last = ex.sub(ex.add(first, piece.tiles.count), ex.ONE)
+            found += _ranges(first, last, tiling)
+    return tuple(dict.fromkeys(found))
+
+
+def _ranges(first: ex.IntExpr, last: ex.IntExpr, tiling: Tiling) -> list[Progression]:
+    top = ex.scale(tiling.q, ex.Var("qb"))
+    bottom = ex.add(top, ex.Const(tiling.q - 1))
+    keys = ex.scale(tiling.k, ex.Var("NK"))
+
+    def at(end: ex.IntExpr, q: ex.IntExpr) -> ex.IntExpr:
+        return ex.tidy(ex.substitute(end, {"qb": q, "NK": keys}), prog.RANGES)
+
+    def tile(key: ex.IntExpr) -> ex.IntExpr:
+        return ex.tidy(ex.floordiv(key, tiling.k), prog.RANGES)
+
+    seen_first, seen_last = tile(at(first, top)), tile(at(last, bottom))
+    full_first = tile(ex.add(at(first, bottom), ex.Const(tiling.k - 1)))
+    full_last = ex.sub(tile(ex.add(at(last, top), ex.ONE)), ex.ONE)
+    right_first = ex.maximum(ex.add(full_last, ex.ONE), seen_first)
+    left_last = ex.minimum(ex.sub(full_first, ex.ONE), full_last)
+    ends = (
+        (seen_first, seen_last), (full_first, full_last), (right_first, seen_last),
+        (seen_first, left_last),
+    )
+    return [
+        Progression(base=a, count=ex.tidy(ex.add(ex.sub(b, a), ex.ONE), prog.RANGES))
+        for a, b in ends
+    ]
+
+
 def _pieces(
-    tiles: isl.Map, found: Relations, whole: ex.BoolExpr, *, full: bool
+    tiles: isl.Map,
+    found: Relations,
+    whole: ex.BoolExpr,
+    near: tuple[Progression, ...],
+    *,
+    full: bool,
 ) -> list[Piece]:
     """Turn one class of tiles into pieces with their residuals."""
     row = prog.row_of(tiles.coalesce(), found.context)
+    parts = best_split(row, near)
     pieces: list[Piece] = []
-    parts = prog.split(row)
     for progression, exact in parts:
-        if not _clean(progression):
-            raise sets.OverBudget("loop bounds that need an existential variable")
         check = ex.TRUE
         if not full and len(parts) > MAX_RESIDUALS:
             check = whole
         elif not full:
-            check = residual(
-                found.pairs, _as_map(exact), found.token_tiles,
-                found.context.project_out(isl.dim_type.param, 0, 1), whole,
-            )
+            check = residual_of(found, exact, whole)
         pieces.append(Piece(tiles=progression, residual=check))
     return pieces
+
+
+def best_split(row: prog.Row, near: tuple[Progression, ...]) -> list[tuple[Progression, isl.Set]]:
+    """Cut a row with and without hints; fewer pieces win, then simpler bounds."""
+    options: list[list[tuple[Progression, isl.Set]]] = []
+    trouble: sets.OverBudget | None = None
+    for tries in ((), near) if near else ((),):
+        try:
+            parts = prog.split(row, tries)
+        except sets.OverBudget as error:
+            trouble = error
+            continue
+        if all(_clean(progression) for progression, _ in parts):
+            options.append(parts)
+            pieces, operations = _cost(parts)
+            if pieces <= 1 or pieces > MAX_RESIDUALS or operations <= SIMPLE * pieces:
+                break
+    if not options:
+        raise trouble or sets.OverBudget("loop bounds that need an existential variable")
+    return min(options, key=_cost)
+
+
+def _cost(parts: list[tuple[Progression, isl.Set]]) -> tuple[int, int]:
+    return len(parts), sum(ex.op_count(p.base) + ex.op_count(p.count) for p, _ in parts)
+
+
+def residual_of(found: Relations, exact: isl.Set, whole: ex.BoolExpr) -> ex.BoolExpr:
+    """Return what is left to check inside the key tiles ``exact`` (a set with parameter ``qb``)."""
+    return residual(found.pairs, as_map(exact), found.token_tiles, lengths(found.context), whole)
+
+
+def lengths(context: isl.Set) -> isl.Set:
+    """Return a row context without its row: what is known of heads and lengths."""
+    return context.project_out(isl.dim_type.param, 0, 1)
 
 
 def _clean(progression: Progression) -> bool:
@@ -173,7 +256,7 @@ def _clean(progression: Progression) -> bool:
     return (ex.free_vars(progression.base) | ex.free_vars(progression.count)) <= TILE_VARS
 
 
-def _as_map(tiles: isl.Set) -> isl.Map:
+def as_map(tiles: isl.Set) -> isl.Map:
     """Turn key tiles with parameter ``qb`` back into ``{ [qb] -> [kb] }``."""
     return isl.Map.from_range(tiles).move_dims(isl.dim_type.in_, 0, isl.dim_type.param, 0, 1)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
@@ -19,7 +19,7 @@ MAX_MERGE = 12
 """Above so many basic pieces, neighbours are not tried for merging (quadratic in isl calls)."""
 
 
-MAX_OPERATIONS = 80
+MAX_OPERATIONS = 56
 """Bounds with more operations than this are not worth a loop prologue: the hull serves."""
 
 RANGES = {"qb": (0, None), "h": (0, None), "NQ": (1, None), "NK": (1, None)}
@@ -59,13 +59,27 @@ def names_of(space_of: isl.Set) -> dict[tuple[isl.dim_type, int], str]:
     return named
 
 
-def split(row: Row) -> list[tuple[Progression, isl.Set]]:
+def split(row: Row, hints: Sequence[Progression] = ()) -> list[tuple[Progression, isl.Set]]:
     """Cut a row into disjoint progressions, as few as isl proves possible.
 
+    ``hints`` are tried first: one that lies wholly inside what is left is taken off it.
     Returns: the progressions with the exact sets they stand for.
     Raises: OverBudget, also when some piece is no progression.
     """
     tiles = row.tiles.intersect_params(row.context).coalesce()
+    found: list[tuple[Progression, isl.Set]] = []
+    for hint in hints:
+        if tiles.is_empty():
+            break
+        inside = as_set(hint, tiles).intersect_params(row.context)
+        if not inside.is_empty() and inside.is_subset(tiles):
+            found.append((hint, inside))
+            tiles = tiles.subtract(inside).coalesce()
+    return found + _split(Row(tiles, row.context))
+
+
+def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
+    tiles = row.tiles
     if tiles.is_empty():
         return []
     basics = _disjoint(row, tiles)
@@ -102,8 +116,12 @@ def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
 
 
 def _is_interval(row: Row) -> bool:
-    progression = fit(row)
-    return progression is not None and progression.period == 1
+    """Whether a convex set has no gaps: its moduli, if any, only round its ends."""
+    if row.tiles.get_stride(0).to_python() != 1:
+        return False
+    between = sets.read_map("{ [kb] -> [kb + 1] }")
+    one_on = row.tiles.intersect(row.tiles.apply(sets.read_map("{ [kb] -> [k2] : k2 > kb }")))
+    return bool(one_on.is_subset(row.tiles.apply(between)))
 
 
 def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:

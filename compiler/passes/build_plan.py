@@ -1,0 +1,150 @@
+"""Pattern IR -> kernel plan: tile, loop form, masks, row order, each choice with its reason."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from attnc.compiler import sets
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import BlockMask, Tiling
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
+from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes import cpu_tiles, tiles
+from attnc.compiler.passes import progression as prog
+from attnc.compiler.passes.strips import strips
+
+MAX_SEGMENTS = 8
+"""More segments than this cost more in the loop prologue than a table costs in loads."""
+
+MAX_MASKS = 4
+"""More mask classes than this become one: the whole predicate."""
+
+
+def build_plan(
+    pattern: Pattern,
+    *,
+    head_dim: int,
+    value_dim: int | None = None,
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+    target: Target = "sm_90",
+    tile: Tiling | None = None,
+    cpu_tile: Tiling | None = None,
+) -> Plan:
+    """Decide everything codegen needs.
+
+    Args: ``tile`` overrides the forward tile (sides in tokens, powers of two from 16 to 256), and
+    ``cpu_tile`` the executor's.
+    Raises: ValueError if a tile side or head dim cannot be served.
+    """
+    value_dim = head_dim if value_dim is None else value_dim
+    choices = tiles.candidates(target, head_dim, value_dim, dtype)
+    choice = choices[0]
+    if tile is not None:
+        _check_tile(tile)
+        same = [c for c in choices if c.tiling == tile]
+        choice = same[0] if same else tiles.TileChoice(
+            q=tile.q, k=tile.k, warps=8 if tile.q >= 128 and target != "gfx942" else 4,
+            stages=min(c.stages for c in choices),
+        )
+    cpu_tiling = cpu_tile or cpu_tiles.choose(pattern)
+    _check_tile(cpu_tiling)
+    block_mask = cl.classify(pattern, choice.tiling)
+    forward = _forward(
+        block_mask, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target
+    )
+    cpu = CpuPlan(
+        block_mask=cl.classify(pattern, cpu_tiling), strips=strips(pattern, cpu_tiling)
+    )
+    return Plan(pattern=pattern, forward=forward, cpu=cpu, notes=tuple(_notes(forward, tile)))
+
+
+def _check_tile(tile: Tiling) -> None:
+    for name, side in (("query", tile.q), ("key", tile.k)):
+        if side < 16 or side > 256 or side & (side - 1):
+            raise ValueError(
+                f"tile {tile}: the {name} side is {side} tokens; use a power of two from 16 to 256"
+            )
+
+
+def _forward(
+    block_mask: BlockMask, choice: tiles.TileChoice, *, head_dim: int, value_dim: int,
+    dtype: Literal["bf16", "fp16", "fp32"], target: Target,
+) -> ForwardPlan:
+    masks = list(dict.fromkeys(p.residual for p in block_mask.pieces if not p.full))
+    if len(masks) > MAX_MASKS:
+        masks = [block_mask.pattern.predicate]
+    segments = tuple(
+        Segment(
+            tiles=piece.tiles,
+            mask=0 if piece.full else 1 if len(masks) == 1 else masks.index(piece.residual) + 1,
+        )
+        for piece in block_mask.pieces
+    )
+    return ForwardPlan(
+        block_mask=block_mask, segments=segments, masks=tuple(masks),
+        form="ranges" if len(segments) <= MAX_SEGMENTS else "table",
+        row_order=row_order(block_mask.pattern, block_mask.tiling),
+        head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target,
+        warps=choice.warps, stages=choice.stages,
+    )
+
+
+@lru_cache(maxsize=256)
+def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed", "sorted"]:
+    """Return how rows should be launched so that heavy ones come first.
+
+    "reversed" where isl proves, for ``nq == nk``, that a row has at least the tiles of the row above
+    it, in place or moved along the diagonal; "forward" for the opposite; else "sorted".
+    """
+    if pattern.predicate == ex.FALSE:
+        return "forward"
+    try:
+        with sets.budget():
+            found = cl.project(pattern, tiling)
+            visited = found.nonempty.intersect_params(cl.lengths(found.context))
+            if tiling.q * 64 % tiling.k:
+                return "sorted"
+            for order, rows in (("reversed", 1), ("forward", -1)):
+                for tiles_down in {0, rows * tiling.q // tiling.k}:
+                    move = sets.read_map(
+                        f"{{ [[qb] -> [kb]] -> [[qb + {rows}] -> [kb + {tiles_down}]] }}"
+                    )
+                    inner = _square(visited, tiling)
+                    moved = inner.wrap().apply(move)
+                    rows_there = inner.domain()
+                    landed = moved.unwrap().intersect_domain(rows_there)
+                    if landed.is_subset(inner):
+                        return order  # type: ignore[return-value]
+    except sets.OverBudget:
+        pass
+    return "sorted"
+
+
+def _square(visited: prog.isl.Map, tiling: Tiling) -> prog.isl.Map:
+    """Restrict rows to those of self-attention: query tiles that start before the last key."""
+    return visited.intersect(
+        sets.read_map(
+            f"[NK] -> {{ [qb] -> [kb] : 0 <= {tiling.q} * qb < {tiling.k} * NK }}"
+        ).align_params(visited.get_space())
+    )
+
+
+def _notes(forward: ForwardPlan, tile: Tiling | None) -> list[str]:
+    mask = forward.block_mask
+    reason = "as asked" if tile is not None else f"the best clean tile of {forward.target}"
+    notes = [
+        f"tile {mask.tiling}, {forward.warps} warps, {forward.stages} stages: {reason}"
+        f" for head dim {forward.head_dim}"
+    ]
+    if forward.form == "ranges":
+        notes.append(f"one loop over {len(forward.segments)} symbolic ranges, no table")
+    else:
+        notes.append(
+            f"{len(forward.segments)} ranges are more than {MAX_SEGMENTS}: one table, built on the"
+            " device once per lengths"
+        )
+    notes.append(f"rows are launched {forward.row_order}")
+    notes += [f"widened: {note}" for note in mask.widened]
+    return notes

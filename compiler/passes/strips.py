@@ -1,0 +1,101 @@
+"""Pattern IR -> strips of the CPU executor: visited tiles, full and partial together.
+
+    causal window 256, 32x16 tiles  -->  one strip: max(0, 2*qb - 16) .. 2*qb + 1, one mask for all
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import islpy as isl
+
+from attnc.compiler import sets
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.plan import Strip
+from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes import progression as prog
+
+MAX_SHIFT_ROWS = 64
+"""Longest row period that is tried for a shared mask."""
+
+MAX_STRIPS = 48
+"""More strips than this are not tested for shared masks: their masks are made row by row."""
+
+
+@lru_cache(maxsize=256)
+def strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
+    """Cut the visited tiles into strips and prove which of them can share one mask.
+
+    Units: ``tiling`` in tokens, strips in tiles. Where isl runs out of budget the strips are those
+    of the (widened) block mask and share nothing.
+    """
+    whole = pattern.predicate
+    if whole == ex.FALSE:
+        return ()
+    try:
+        with sets.budget():
+            found = cl.project(pattern, tiling)
+            row = prog.row_of(found.nonempty, found.context)
+            parts = cl.best_split(row, cl.hints(pattern, tiling))
+            return tuple(
+                _strip(found, tiling, progression, exact, whole, few=len(parts) <= MAX_STRIPS)
+                for progression, exact in parts
+            )
+    except sets.OverBudget:
+        return tuple(
+            Strip(tiles=piece.tiles, residual=piece.residual, shift=None)
+            for piece in cl.classify(pattern, tiling).pieces
+        )
+
+
+def _strip(
+    found: cl.Relations, tiling: Tiling, progression: prog.Progression, exact: isl.Set,
+    whole: ex.BoolExpr, *, few: bool,
+) -> Strip:
+    if not few:
+        return Strip(tiles=progression, residual=whole, shift=None)
+    check = cl.residual_of(found, exact, whole)
+    if check == ex.TRUE:
+        return Strip(tiles=progression, residual=check, shift=None)
+    shift, first_row = _shift(found, tiling, exact)
+    return Strip(tiles=progression, residual=check, shift=shift, shift_from=first_row)
+
+
+def _shift(
+    found: cl.Relations, tiling: Tiling, exact: isl.Set
+) -> tuple[tuple[int, int] | None, int]:
+    """Return the least proved shift, along the diagonal or down a column, and its first row."""
+    inside = found.token_tiles.intersect_range(cl.as_map(exact).wrap()).domain()
+    kept = found.pairs.wrap().intersect(inside)
+    rows = 1
+    while rows <= MAX_SHIFT_ROWS:
+        diagonal, rest = divmod(rows * tiling.q, tiling.k)
+        for tiles in ([] if rest else [diagonal]) + [0]:
+            move = sets.read_map(
+                f"{{ [[q] -> [k]] -> [[q + {rows * tiling.q}] -> [k + {tiles * tiling.k}]] }}"
+            )
+            both = inside.intersect(inside.apply(move.reverse()))
+            if both.is_empty():
+                continue
+            here, there = kept.intersect(both), kept.apply(move.reverse()).intersect(both)
+            broken = here.subtract(there).union(there.subtract(here))
+            if broken.is_empty():
+                return (rows, tiles), 0
+            last = _last_row(broken, tiling)
+            if last is not None:
+                return (rows, tiles), last + 1
+        rows *= 2
+    return None, 0
+
+
+def _last_row(pairs: isl.Set, tiling: Tiling) -> int | None:
+    """Return the last query tile of some pairs, None if there is no last one."""
+    queries = pairs.unwrap().domain()
+    try:
+        last = queries.dim_max(0).max_val()
+    except isl.Error as error:
+        sets.reraise_over_budget(error)
+        return None
+    return int(last.to_python()) // tiling.q if last.is_int() else None
