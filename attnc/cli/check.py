@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -59,14 +58,16 @@ def diagnose(
     """Return all that is wrong with one FILE."""
     from pathlib import Path
 
-    from attnc.cli.inputs import no_such_file, refuse_pattern_name
+    from attnc.cli.inputs import no_such_file, read_source, refuse_pattern_name
     from attnc.compiler import driver
     from attnc.dsl.diagnostics import CompileError
 
     try:
         if file == "-":
-            text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")
-            return driver.check_text(text, "<stdin>", pattern_name, defines)
+            source = read_source("-")
+            return driver.check_text(
+                source.text, source.name, pattern_name, defines, folder=Path.cwd()
+            )
         if Path(file).exists():
             return driver.check_file(Path(file), pattern_name, defines)
         if file not in driver.zoo_names():

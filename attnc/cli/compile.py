@@ -73,7 +73,7 @@ def command(
     if as_json:
         import json
 
-        record = {
+        record: dict[str, object] = {
             "pattern": pattern.name, "file": str(path), "target": target,
             "tile": str(plan.forward.tiling), "notes": list(plan.notes),
         }

@@ -20,10 +20,10 @@ from attnc.cli import EXIT_INPUT
 @click.option("--diff", is_flag=True, help="Change nothing; print what would change.")
 def command(paths: tuple[str, ...], check: bool, diff: bool) -> int | None:
     """Format files in place; `-` formats stdin to stdout, a folder means its .attn files."""
+    from attnc.cli.inputs import read_source
     from attnc.cli.terminal import show_diagnostics
     from attnc.dsl.diagnostics import CompileError
     from attnc.dsl.formatter import format_file
-    from attnc.dsl.limits import read_source
 
     changed, broken = 0, 0
     for path in files_of(paths):

@@ -12,28 +12,57 @@ from attnc.cli.terminal import show_diagnostics
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
+    from attnc.compiler.driver import Oracle
     from attnc.compiler.ir.pattern import Pattern
+    from attnc.dsl.source import Source
 
 
 def load_pattern(file: str, pattern_name: str | None, defines: Mapping[str, str]) -> Pattern:
     """Load one pattern and print its warnings on stderr. A path wins over a zoo name.
 
-    Raises: CompileError with all that is wrong, or ATT0208 where FILE is neither.
+    Raises: CompileError with all that is wrong, or ATT0503 where FILE is neither.
     """
+    return open_pattern(file, pattern_name, defines)[0]
+
+
+def open_pattern(
+    file: str, pattern_name: str | None, defines: Mapping[str, str]
+) -> tuple[Pattern, Oracle]:
+    """Load one pattern, as ``load_pattern`` does, and its oracle: nq, nk -> dense mask."""
     from attnc.compiler import driver
 
     if file == "-":
-        text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")
-        pattern = driver.load_text(text, pattern_name, defines)
+        source = read_source("-")
+        opened = driver.open_text(
+            source.text, pattern_name, defines, name=source.name, folder=Path.cwd()
+        )
     elif Path(file).exists():
-        pattern = driver.load_file(Path(file), pattern_name, defines)
+        opened = driver.open_file(Path(file), pattern_name, defines)
     elif file in driver.zoo_names():
         refuse_pattern_name(file, pattern_name)
-        pattern = driver.load_zoo(file, defines)
+        opened = driver.open_zoo(file, defines)
     else:
         raise no_such_file(file, driver.zoo_names())
-    show_diagnostics(pattern.warnings)
-    return pattern
+    show_diagnostics(opened[0].warnings)
+    return opened
+
+
+def read_source(file: str) -> Source:
+    """Read FILE, or stdin for ``-``.
+
+    Raises: CompileError where it cannot be read, is too large, or is not UTF-8.
+    """
+    from attnc.dsl import limits
+
+    if file == "-":
+        found, diagnostics = limits.decode(
+            "<stdin>", sys.stdin.buffer.read(limits.MAX_FILE_BYTES + 1)
+        )
+    else:
+        found, diagnostics = limits.read_source(file)
+    if found is None:
+        raise CompileError(diagnostics)
+    return found
 
 
 def refuse_pattern_name(zoo_name: str, pattern_name: str | None) -> None:

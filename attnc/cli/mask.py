@@ -45,13 +45,12 @@ def command(
     The mask is the meaning of the pattern, computed by the dense oracle. With --heads, a pattern
     that is the same for all heads is repeated for each.
     """
-    from attnc.cli.inputs import check_heads, load_pattern
-    from attnc.compiler import driver
+    from attnc.cli.inputs import check_heads, open_pattern
 
     if output is not None and shape is None:
         raise click.UsageError("-o needs --shape, such as --shape n=64")
     shape = shape or Shape(32, 32)
-    pattern = load_pattern(file, pattern_name, defines)
+    pattern, oracle = open_pattern(file, pattern_name, defines)
     check_heads(pattern, heads)
     layers = heads or pattern.heads or 1
     if layers * shape.nq * shape.nk > MASK_BYTES:
@@ -60,7 +59,7 @@ def command(
         raise click.UsageError(
             f"a drawing holds {DRAW_TOKENS} tokens at most; write the mask with -o mask.npy"
         )
-    mask = driver.dense(file, pattern_name, defines, shape.nq, shape.nk)
+    mask = oracle(shape.nq, shape.nk)
     if mask.shape[0] != layers:
         mask = mask.repeat(layers, axis=0)
     if output is not None:

@@ -107,7 +107,7 @@ def command(
     if not synthetic and head_dim is not None:
         raise click.UsageError("--head-dim goes with --synthetic; the model's heads have 32")
     if not synthetic and shape is not None and shape.nq != shape.nk:
-        raise click.UsageError("the model attends from a text to itself; add --synthetic for nq, nk")
+        raise click.UsageError("the model attends from a text to itself; nq, nk: --synthetic")
     pattern = load_pattern(file, pattern_name, defines)
     check_heads(pattern, heads)
     with progress(5) as steps:
@@ -255,7 +255,7 @@ def as_text(report: Report) -> str:
     total_tiles = max(c["full"] + c["partial"] + c["empty"], 1)
     legal = max((pattern.heads or 1) * q.shape[2] * report.inputs.k.shape[2], 1)
     per_head = f"over {pattern.heads} heads" if pattern.heads else "each head"
-    kept_share = f" ({c['pairs_kept'] / c['pairs_computed']:.1%} kept)" if c["pairs_computed"] else ""
+    kept_share = f" ({c['pairs_kept'] / max(c['pairs_computed'], 1):.1%} kept)"
     checked = (
         f"all {verdict.rows_total:,} queries"
         if verdict.rows == verdict.rows_total

@@ -13,14 +13,12 @@ from attnc.dsl.source import Source, Span
 
 def file_tree(file: str) -> str:
     """Parse FILE (a path, ``-``, or a zoo name) and return its tree."""
+    from attnc.cli.inputs import no_such_file, read_source
     from attnc.compiler import driver
-    from attnc.dsl.limits import read_source
     from attnc.dsl.parser import parse
 
     if file != "-" and not Path(file).exists():
         if file not in driver.zoo_names():
-            from attnc.cli.inputs import no_such_file
-
             raise no_such_file(file, driver.zoo_names())
         source = Source(f"{file}.attn", driver.zoo_text(file))
     else:
