@@ -33,6 +33,15 @@ class Terminal:
     token: Token
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """``low..high`` of a parameter, on its way into the ``Param``."""
+
+    low: ast.Expr | None
+    high: ast.Expr | None
+    span: Span
+
+
 class BuildAst(Transformer[Any, Any]):
     """One method a rule or alias of ``grammar.lark``."""
 
@@ -65,8 +74,8 @@ class BuildAst(Transformer[Any, Any]):
     def parameter(self, c: Children) -> ast.Param:
         low = high = default = None
         for i, child in enumerate(c):
-            if isinstance(child, tuple):
-                low, high = child
+            if isinstance(child, Range):
+                low, high = child.low, child.high
             elif _is(child, "="):
                 default = c[i + 1]
         return ast.Param(
@@ -76,14 +85,14 @@ class BuildAst(Transformer[Any, Any]):
     def heads(self, c: Children) -> ast.Heads:
         return ast.Heads(var=c[1].name, count=c[3], span=_span(c))
 
-    def range_closed(self, c: Children) -> tuple[ast.Expr | None, ast.Expr | None]:
-        return c[0], c[2]
+    def range_closed(self, c: Children) -> Range:
+        return Range(c[0], c[2], _span(c))
 
-    def range_from(self, c: Children) -> tuple[ast.Expr | None, ast.Expr | None]:
-        return c[0], None
+    def range_from(self, c: Children) -> Range:
+        return Range(c[0], None, _span(c))
 
-    def range_to(self, c: Children) -> tuple[ast.Expr | None, ast.Expr | None]:
-        return None, c[1]
+    def range_to(self, c: Children) -> Range:
+        return Range(None, c[1], _span(c))
 
     def scalar(self, c: Children) -> ast.Type:
         return ast.Type(kind=_token(c[0]).text, span=_span(c))  # type: ignore[arg-type]

@@ -112,6 +112,10 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
     if in_expression and text in ("|", "&", "~"):
         word = {"|": "or", "&": "and", "~": "not"}[text]
         return "ATT0113", f"`{text}` combines sets, not conditions", f"write `{word}`"
+    named = at + 2 < len(chunk) and chunk[at + 2].text == ":"
+    if text == "," and named and "COMMA" in accepted and "SEP" not in accepted:
+        message = "the arguments of a function, and the items of a list, have no names"
+        return "ATT0101", message, f"write the value of `{_short(chunk[at + 1].text)}` alone"
     in_braces = any(t.text == "{" for t in chunk[:at])
     if in_braces and in_expression and text == "=" and "COMPARE" in accepted:
         return "ATT0113", "`=` does not compare", "write `==`"

@@ -33,7 +33,7 @@ def parse(source: Source) -> tuple[ast.File | None, tuple[Diagnostic, ...]]:
     if too_deep is not None:
         return None, (too_deep,)
     items: list[ast.Item] = []
-    for chunk in _split(tokens):
+    for chunk in split_items(tokens):
         if len(found) > MAX_ERRORS:
             break
         item = _parse_item(chunk)
@@ -88,14 +88,16 @@ def _significant(tokens: Sequence[Token]) -> list[Token]:
     return [t for t in tokens if t.kind != "comment"]
 
 
-def _split(tokens: Sequence[Token]) -> list[list[Token]]:
+def split_items(tokens: Sequence[Token]) -> list[list[Token]]:
     """Cut the tokens where an item starts; every chunk ends with the token after it.
 
     Two words side by side occur at the start of an item and nowhere inside one (but for `one of`
     and the `heads` clause), so a cut needs no parsing and survives an unclosed bracket.
     """
     significant = _significant(tokens)
-    starts = [0] if len(significant) > 1 else []
+    if len(significant) == 1:
+        return []
+    starts = [0]
     head_open, depth = False, 0  # head_open: in a pattern, before its `=`
     for i, token in enumerate(significant[:-1]):
         if i == 0 or _starts_item(significant, i, head_open, depth):

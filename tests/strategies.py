@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from hypothesis import strategies as st
+
 from attnc.dsl import nodes as ast
 from attnc.dsl.parser import ITEM_WORDS, LATER_WORDS
 from attnc.dsl.scanner import RESERVED
-from hypothesis import strategies as st
 
 # ------------------------------------------------------------------- well-typed pattern texts
 

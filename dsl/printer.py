@@ -1,0 +1,166 @@
+"""AST -> text with the fewest parentheses: ``parse(show_file(x)) == x``."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from attnc.dsl import nodes as ast
+
+# How tightly an expression binds; an operand that binds less tightly than its place asks for
+# stands in parentheses. OPEN: exists, forall, if and let, which reach as far right as they can.
+_OPEN, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _POSTFIX = range(10)
+
+
+def show_expr(expr: ast.Expr) -> str:
+    """Return an expression as it is written in a file."""
+    return _expr(expr, _OPEN)
+
+
+def show_set(node: ast.Set) -> str:
+    """Return a set as it is written in a file."""
+    return _set(node, 0)
+
+
+def show_file(file: ast.File) -> str:
+    """Return a file of one line an item."""
+    return "".join(f"{show_item(item)}\n" for item in file.items)
+
+
+def show_item(item: ast.Item) -> str:
+    """Return an item on one line."""
+    match item:
+        case ast.Import(names=names, path=path):
+            return f'import {", ".join(names)} from "{path}"'
+        case ast.Param():
+            return f"param {show_param(item)}"
+        case ast.Heads(var=var, count=count):
+            return f"heads {var}: {_expr(count, _SUM)}"
+        case ast.PatternDef(name=name, params=params, heads=heads, body=body):
+            listed = f"({', '.join(map(show_param, params))})" if params else ""
+            clause = f" {show_item(heads)}" if heads else ""
+            return f"pattern {name}{listed}{clause} = {show_set(body)}"
+
+
+def show_param(param: ast.Param) -> str:
+    """Return a parameter as it is declared: ``window: int in 1..4096 = 512``."""
+    text = f"{param.name}: {show_type(param.type)}"
+    if param.low is not None or param.high is not None:
+        low = "" if param.low is None else _expr(param.low, _SUM)
+        high = "" if param.high is None else _expr(param.high, _SUM)
+        text += f" in {low}..{high}"
+    return text if param.default is None else f"{text} = {show_expr(param.default)}"
+
+
+def show_type(type_: ast.Type) -> str:
+    """Return a type: ``int``, ``list[int]``, ``one of a, b``."""
+    if type_.kind == "enum":
+        return f"one of {', '.join(type_.choices)}"
+    return f"list[{show_type(type_.item)}]" if type_.item is not None else type_.kind
+
+
+def show_number(value: Fraction) -> str:
+    """Return a rational as a literal, or as a quotient where no decimal literal is exact."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    digits, rest = 0, value.denominator
+    for prime in (2, 5):
+        power = 0
+        while rest % prime == 0:
+            rest, power = rest // prime, power + 1
+        digits = max(digits, power)
+    if rest != 1:
+        return f"({value.numerator} / {value.denominator})"
+    scaled = str(abs(value) * 10**digits).rjust(digits + 1, "0")
+    return f"{'-' if value < 0 else ''}{scaled[:-digits]}.{scaled[-digits:]}"
+
+
+def _expr(expr: ast.Expr, least: int) -> str:
+    text, level = _expr_and_level(expr)
+    return text if level >= least else f"({text})"
+
+
+def _expr_and_level(expr: ast.Expr) -> tuple[str, int]:
+    match expr:
+        case ast.Number(value=value):
+            return show_number(value), _POSTFIX if value >= 0 else _SIGN
+        case ast.Bool(value=value):
+            return ("true" if value else "false"), _POSTFIX
+        case ast.Name(name=name):
+            return name, _POSTFIX
+        case ast.ListOf(items=items):
+            return f"[{', '.join(map(show_expr, items))}]", _POSTFIX
+        case ast.Index(base=base, index=index):
+            return f"{_expr(base, _POSTFIX)}[{show_expr(index)}]", _POSTFIX
+        case ast.Call(function=function, args=args):
+            return f"{function}({', '.join(map(show_expr, args))})", _POSTFIX
+        case ast.Unary(op="-", operand=operand):
+            return f"-{_expr(operand, _SIGN)}", _SIGN
+        case ast.Unary(operand=operand):
+            return f"not {_expr(operand, _NOT)}", _NOT
+        case ast.Binary(op="**", left=left, right=right):
+            return f"{_expr(left, _POSTFIX)}**{_expr(right, _SIGN)}", _POWER
+        case ast.Binary(op=op, left=left, right=right):
+            level = _SUM if op in ("+", "-") else _PRODUCT
+            return f"{_expr(left, level)} {op} {_expr(right, level + 1)}", level
+        case ast.Compare(operands=operands, ops=ops):
+            text = _expr(operands[0], _SUM)
+            for sign, operand in zip(ops, operands[1:], strict=True):
+                text += f" {sign} {_expr(operand, _SUM)}"
+            return text, _COMPARE
+        case ast.BoolOp(op=word, parts=parts):
+            level = _OR if word == "or" else _AND
+            return f" {word} ".join(_expr(part, level + 1) for part in parts), level
+        case ast.Quantifier(op=kind, var=var, low=low, high=high, body=body):
+            ends = f"{_expr(low, _SUM)}..{_expr(high, _SUM)}"
+            return f"{kind} {var} in {ends} : {show_expr(body)}", _OPEN
+        case ast.IfExpr(condition=condition, then=then, otherwise=otherwise):
+            parts3 = show_expr(condition), show_expr(then), show_expr(otherwise)
+            return "if {} then {} else {}".format(*parts3), _OPEN
+        case ast.Let(name=name, value=value, body=body):
+            shown = f"({show_expr(value)})" if _shows_in(value) else _expr(value, _OR)
+            return f"let {name} = {shown} in {show_expr(body)}", _OPEN
+
+
+def _shows_in(expr: ast.Expr) -> bool:
+    """Whether an ``in`` of the expression would end the value of a ``let`` too early."""
+    match expr:
+        case ast.Compare(ops=ops):
+            return "in" in ops or "not in" in ops
+        case ast.BoolOp(parts=parts):
+            return any(map(_shows_in, parts))
+        case ast.Unary(op="not", operand=operand):
+            return _shows_in(operand)
+        case _:
+            return False
+
+
+def _set(node: ast.Set, least: int) -> str:
+    text, level = _set_and_level(node)
+    return text if level >= least else f"({text})"
+
+
+def _set_and_level(node: ast.Set) -> tuple[str, int]:
+    """Return the text and its level: 0 ``if``, 1 ``|`` and ``-``, 2 ``&``, 3 what needs none."""
+    match node:
+        case ast.Builder(query=query, key=key, head=head, predicate=predicate):
+            bound = f"{query} -> {key}" if head is None else f"{query} -> {key}, {head}"
+            return f"{{ {bound} : {show_expr(predicate)} }}", 3
+        case ast.Reference(name=name, args=args):
+            listed = [
+                show_expr(a.value) if a.name is None else f"{a.name}: {show_expr(a.value)}"
+                for a in args
+            ]
+            return (f"{name}({', '.join(listed)})" if listed else name), 3
+        case ast.SetUnion(parts=parts):
+            return " | ".join(_set(part, 2) for part in parts), 1
+        case ast.SetIntersection(parts=parts):
+            return " & ".join(_set(part, 3) for part in parts), 2
+        case ast.SetDifference(left=left, right=right):
+            # `-` never stands beside a bare `|` or `&`.
+            chained = isinstance(left, ast.SetDifference)
+            return f"{_set(left, 1 if chained else 3)} - {_set(right, 3)}", 1
+        case ast.SetComplement(part=part):
+            return f"~{_set(part, 3)}", 3
+        case ast.SetIf(condition=condition, then=then, otherwise=otherwise):
+            shown = show_expr(condition), show_set(then), show_set(otherwise)
+            return "if {} then {} else {}".format(*shown), 0
