@@ -1,0 +1,138 @@
+"""CPU plan -> the CPU part of a written module: strips as functions, and the pasted executor."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from attnc.codegen.predicate import HOST_HELPERS, TILE_RANGES, TOKEN_RANGES, HostDialect
+from attnc.codegen.writer import Writer
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, Progression
+from attnc.compiler.ir.plan import CpuPlan
+
+_CUT = re.compile(r"^# --- cut: \w+ ---\n", flags=re.MULTILINE)
+PASTED = ("cpu_schedule.py", "cpu_executor.py")
+"""Files whose text below the cut line stands, verbatim, in every written module."""
+
+_NOT_PASTED = ("__future__", "attnc.codegen.cpu_schedule")
+
+
+def emit_cpu(plan: CpuPlan) -> str:
+    """Print ``_cpu_forward(q, k, v, scale) -> (out, lse)`` and all it needs, as top-level source.
+
+    The text opens with its imports and holds ``predicate.HOST_HELPERS``, once for a whole module.
+    """
+    imports, executor = pasted()
+    out = Writer()
+    out.line(imports)
+    out.line()
+    out.line()
+    out.line(HOST_HELPERS.strip())
+    out.line()
+    out.line()
+    out.line(executor)
+    out.line()
+    out.line()
+    heads = plan.block_mask.pattern.heads
+    strips, full = [], []
+    for number, strip in enumerate(plan.strips, start=1):
+        name = f"_strip_{number}"
+        _emit_rows(out, f"{name}_rows", strip.tiles, heads, "Key tiles of strip")
+        settings = [f"rows={name}_rows"]
+        if strip.residual != ex.TRUE:
+            _emit_keep(out, f"{name}_keep", strip.residual, heads)
+            settings.append(f"keep={name}_keep")
+            if "h" in ex.free_vars(strip.residual):
+                settings.append("by_head=True")
+        settings += _gaps(strip.tiles)
+        if strip.shift is not None:
+            settings.append(f"shift={strip.shift}")
+            if strip.shift_from:
+                settings.append(f"shift_from={strip.shift_from}")
+        strips.append(f"_Strip({', '.join(settings)})")
+    for number, tiles in enumerate(full_pieces(plan), start=1):
+        name = f"_full_{number}_rows"
+        _emit_rows(out, name, tiles, heads, "Key tiles that keep every pair, piece")
+        full.append(f"_Strip({', '.join([f'rows={name}', *_gaps(tiles)])})")
+    _emit_tuple(out, "_CPU_STRIPS", strips)
+    _emit_tuple(out, "_CPU_FULL", full)
+    tiling = plan.tiling
+    out.line(
+        f"_CPU_TILES = _CpuTiles(q={tiling.q}, k={tiling.k}, heads={heads}, "
+        "strips=_CPU_STRIPS, full=_CPU_FULL)"
+    )
+    out.line()
+    out.line()
+    with out.block("def _cpu_forward(q, k, v, scale):"):
+        out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
+        out.line("return _cpu_attention(_CPU_TILES, q, k, v, scale)")
+    return out.text()
+
+
+def pasted() -> tuple[str, str]:
+    """Return the imports and the bodies of the pasted files."""
+    imports, bodies = [], []
+    for name in PASTED:
+        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+        head, body = _CUT.split(text)
+        imports += [
+            ast.unparse(node)
+            for node in ast.parse(head).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            and not (isinstance(node, ast.ImportFrom) and node.module in _NOT_PASTED)
+        ]
+        bodies.append(body.strip())
+    return "\n".join(dict.fromkeys(imports)), "\n\n\n".join(bodies)
+
+
+def full_pieces(plan: CpuPlan) -> Iterator[Progression]:
+    """Yield the tiles that keep every pair and lie in a strip that has something to check.
+
+    The executor runs long stretches of them without a mask.
+    """
+    if any(strip.residual != ex.TRUE for strip in plan.strips):
+        yield from (piece.tiles for piece in plan.block_mask.pieces if piece.full)
+
+
+def _emit_rows(
+    out: Writer, name: str, tiles: Progression, heads: int | None, what: str
+) -> None:
+    ranges = {**TILE_RANGES, "h": (0, heads - 1 if heads else 0)}
+    dialect = HostDialect({n: n for n in TILE_VARS}, ranges)
+    number = "".join(c for c in name if c.isdigit())
+    with out.block(f"def {name}(qb, h, nq, nk, NQ, NK):"):
+        out.line(f'"""{what} {number}: the first, how many."""')
+        out.line(f"base = {dialect.integer(tiles.base)}")
+        out.line(f"count = {dialect.integer(tiles.count)}")
+        out.line("return base, count")
+    out.line()
+    out.line()
+
+
+def _emit_keep(out: Writer, name: str, residual: ex.BoolExpr, heads: int | None) -> None:
+    ranges = {**TOKEN_RANGES, "h": (0, heads - 1 if heads else 0)}
+    dialect = HostDialect({n: n for n in TOKEN_VARS}, ranges)
+    number = "".join(c for c in name if c.isdigit())
+    with out.block(f"def {name}(q, k, h, nq, nk):"):
+        out.line(f'"""Whether the pattern keeps a pair inside strip {number}."""')
+        out.line(f"return {dialect.boolean(residual)}")
+    out.line()
+    out.line()
+
+
+def _gaps(tiles: Progression) -> list[str]:
+    gaps = {"period": tiles.period, "run": tiles.run}
+    return [f"{name}={value}" for name, value in gaps.items() if value != 1]
+
+
+def _emit_tuple(out: Writer, name: str, items: list[str]) -> None:
+    if not items:
+        out.line(f"{name}: tuple[_Strip, ...] = ()")
+        return
+    with out.block(f"{name} = ("):
+        for item in items:
+            out.line(f"{item},")
+    out.line(")")
