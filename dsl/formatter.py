@@ -137,6 +137,8 @@ class _Spacing:
         previous, text = self.previous, token.text
         if previous is None or self.unary or token.kind == "string":
             return " " if token.kind == "string" and previous is not None else ""
+        if previous.text == ".." and text == "=":  # an open range: `in 1.. = 512`
+            return " "
         if previous.text in ("(", "[", "..", "**") and previous.kind == "sign":
             return ""
         if token.kind != "sign":
