@@ -133,7 +133,13 @@ class _Scope:
                 return self.used(part).head_count()
             case ast.SetIf(condition=condition, then=then, otherwise=otherwise):
                 return self._heads_of(then if evaluate(condition, self.env) else otherwise)
-        found = (self._heads_of(p) for p in ast.children(part) if not isinstance(p, ast.Expr))
+            case ast.SetUnion(parts=parts) | ast.SetIntersection(parts=parts):
+                inside = parts
+            case ast.SetDifference(left=left, right=right):
+                inside = (left, right)
+            case ast.SetComplement(part=inner):
+                inside = (inner,)
+        found = (self._heads_of(p) for p in inside)
         return next((heads for heads in found if heads is not None), None)
 
 
@@ -167,8 +173,8 @@ def evaluate(expr: ast.Expr, env: Env) -> Any:
         case ast.Compare(operands=operands, ops=ops):
             values = [evaluate(o, env) for o in operands]
             held: Any = True
-            for op, one, other in zip(ops, values[:-1], values[1:], strict=True):
-                held = np.logical_and(held, _compare(op, one, other))
+            for sign, one, other in zip(ops, values[:-1], values[1:], strict=True):
+                held = np.logical_and(held, _compare(sign, one, other))
             return held
         case ast.BoolOp(op=op, parts=parts):
             return _junction(op, parts, env)

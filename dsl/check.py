@@ -88,9 +88,9 @@ class _Checker(ExprChecker):
         heads = pattern.heads or self.module.heads
         if pattern.heads is not None:
             self.heads(pattern.heads, scope)
-        self.set(pattern.body, scope, heads)
+        self.pairs(pattern.body, scope, heads)
 
-    def set(self, part: ast.Set, scope: Scope, heads: ast.Heads | None) -> None:
+    def pairs(self, part: ast.Set, scope: Scope, heads: ast.Heads | None) -> None:
         # A stack, not recursion: `a - b - c ...` is a chain as deep as it is long.
         stack: list[ast.Set] = [part]
         while stack:
@@ -198,7 +198,8 @@ class _Checker(ExprChecker):
         if argument.name not in wanted:
             self.error(
                 "ATT0206", f"`{name}` has no parameter `{argument.name}`", argument.span,
-                help=did_you_mean(argument.name, wanted) or f"it is declared as {signature(target)}",
+                help=did_you_mean(argument.name, wanted)
+                or f"it is declared as {signature(target)}",
             )  # fmt: skip
             return None
         return wanted[argument.name]
