@@ -25,6 +25,7 @@ from attnc.dsl.resolve import Definition, Module
 from attnc.dsl.source import Span
 
 MAX_REFERENCE_DEPTH = 64
+_SOURCE_LINES = 200  # a longer file does not go whole into the header of a written module
 _EMPTY, _ALL = pat.Where(ex.FALSE), pat.Where(ex.TRUE)
 _LENGTHS: Env = {
     "n": lv.var("nk", lv.POSITION_BOUND),
@@ -82,8 +83,7 @@ class LowerAst:
         if self.found:
             raise CompileError(_distinct(self.found))
         params = tuple((n, show_value(v)) for n, v in frame.values.items())
-        text = definition.pattern.span
-        source = text.source.text[text.start : text.stop] if text.source else ""
+        source = _as_written(definition.pattern.span)
         return pat.Pattern(
             name=definition.pattern.name,
             heads=lowered.heads,
@@ -310,6 +310,14 @@ class LowerAst:
         if len(groups) == 1:
             return next(iter(groups))
         return ex.or_(*(ex.and_(_heads_test(hs, heads), part) for part, hs in groups.items()))
+
+
+def _as_written(span: Span) -> str:
+    """Return the text a pattern stands in: the file, or the pattern alone out of a long one."""
+    if span.source is None:
+        return ""
+    text = span.source.text
+    return text if text.count("\n") <= _SOURCE_LINES else text[span.start : span.stop]
 
 
 def _heads_test(listed: list[int], heads: int) -> ex.BoolExpr:
