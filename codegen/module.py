@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import keyword
 import re
@@ -108,7 +109,7 @@ def emit_module(plan: Plan) -> str:
     ]
     imports, bodies, defined = _hoist_imports(sections)
     name = module_name(plan.pattern)
-    function = f"{name}_" if name in defined else name
+    function = f"{name}_" if name in defined or hasattr(builtins, name) else name
     text = "\n".join(
         [
             _header(plan, digest),
@@ -295,8 +296,10 @@ def _hoist_imports(
                 raise AssertionError(f"{title} defines {sorted(clash)} again")
             defined |= names
         bodies.append((title, re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines))))
-    standard = sorted(line for line in imports if not _is_torch(line))
-    third_party = sorted((line for line in imports if _is_torch(line)), key=lambda s: s.split()[1])
+    text = "\n".join([_GUARDED_TRITON, *(body for _, body in bodies)])
+    used = {line for line in imports if re.search(rf"\b{line.split()[-1]}\b", text)}
+    standard = sorted(line for line in used if not _is_torch(line))
+    third_party = sorted((line for line in used if _is_torch(line)), key=_plain_first)
     named = {line.split()[-1] for line in imports}
     return [*_grouped(standard), "", *third_party], bodies, defined | named
 
@@ -312,6 +315,10 @@ def _separate(node: ast.Import | ast.ImportFrom) -> set[str]:
         elif node.module not in ("__future__", "triton"):
             lines.add(f"from {node.module} import {name}")
     return lines
+
+
+def _plain_first(line: str) -> tuple[bool, str]:
+    return line.startswith("from "), line
 
 
 def _is_torch(line: str) -> bool:
