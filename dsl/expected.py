@@ -68,7 +68,7 @@ def _list(accepted: frozenset[str]) -> str:
             parts.append(words)
             rest -= set(members)
     singles = (_WORDS.get(name, f"`{name.lower()}`") for name in sorted(rest))
-    parts = list(dict.fromkeys((*singles, *parts)))
+    parts = sorted(dict.fromkeys((*singles, *parts)), key=lambda words: words.startswith("the "))
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 

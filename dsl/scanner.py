@@ -39,8 +39,8 @@ _HABITS = {
     "\u2264": "`<=`", "\u2265": "`>=`", "\u2260": "`!=`", "\u2227": "`and`", "\u2228": "`or`",
     "\u00ac": "`not`", "\u00d7": "`*`", "\u22c5": "`*`", "\u00f7": "`div`", "\u2212": "`-`",
     "\u2192": "`->`", "\u2208": "`in`", "\u222a": "`|`", "\u2229": "`&`", "\u2203": "`exists`",
-    "\u2200": "`forall`", "'": 'double quotes, `"`', "@": "nothing: it has no meaning here",
-    "\u201c": 'a straight quote, `"`', "\u201d": 'a straight quote, `"`', 
+    "\u2200": "`forall`", "'": 'double quotes, `"`',
+    "\u201c": 'a straight quote, `"`', "\u201d": 'a straight quote, `"`',
     ".": "a name without a dot", "\u00a0": "an ordinary space",
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ _TOKEN = re.compile(
       | (?P<string>"[^"\r\n]*")
       | (?P<openstring>"[^"\r\n]*)
       | (?P<number>[0-9][0-9_]*(?:\.[0-9][0-9_]*)?)
-      | (?P<word>[^\W\d]\w*)
+      | (?P<word>[^\W\d][\w\u0300-\u036f]*)
       | (?P<habit>===|//|&&|\|\||<>|=>|:=)
       | (?P<sign>->|\*\*|\.\.|==|!=|<=|>=|[<>+\-*/()\[\]{}:,=|&~])
       | (?P<other>.)""",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_LINE_END = re.compile(r"\r\n|\n|\r")
+LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Source:
     def line(self, number: int) -> str:
         """Return line ``number`` (from 1) without its line end, or "" past the end."""
         # Not str.splitlines: it also splits at form feeds and U+2028, which the scanner does not.
-        lines = _LINE_END.split(self.text.removeprefix("\ufeff"))
+        lines = LINE_END.split(self.text.removeprefix("\ufeff"))
         return lines[number - 1] if 0 < number <= len(lines) else ""
 
 

@@ -1,0 +1,65 @@
+"""The diagnostics 04xx (tiling and target), 05xx (command line and run time), 09xx (internal)."""
+
+from __future__ import annotations
+
+from attnc.dsl.diagnostics import Code
+
+PLAN_CODES: tuple[Code, ...] = (
+    Code(
+        "ATT0405", "a plan that cannot be made",
+        "The tile, the head dimension, the type or the target does not fit the kernels.",
+        "Tile sides are powers of two from 16 up, and a tile must fit the shared memory of the "
+        "target.",
+        "attnc emit longformer.attn --tile 24x64",
+        "attnc emit longformer.attn --tile 128x64",
+    ),
+    Code(
+        "ATT0407", "index arithmetic that may leave 64 bits",
+        "An expression of the plan could leave 64-bit integers at the largest lengths.",
+        "The written code computes indices with 64-bit integers and must never wrap.",
+        "pattern p = { q -> k : 2**40 * q <= 2**40 * k }",
+        "pattern p = { q -> k : q <= k }",
+    ),
+    Code(
+        "ATT0503", "no such file and no such zoo pattern",
+        "The argument names neither a file nor a pattern of the library.",
+        "A file ends in `.attn`; other words are looked up in the zoo.",
+        "attnc check longfromer",
+        "attnc check longformer",
+    ),
+    Code(
+        "ATT0504", "`--pattern` with a zoo pattern",
+        "A zoo name stands for one pattern, so there is nothing to choose.",
+        "`--pattern` chooses among the patterns of a file.",
+        "attnc check longformer --pattern causal",
+        "attnc check causal",
+    ),
+    Code(
+        "ATT0505", "another number of heads",
+        "The pattern says how many heads it has, and `--heads` says something else.",
+        "Its formula uses that number; a parameter may set it.",
+        "attnc mask s2_attention --heads 5",
+        "attnc mask s2_attention -D heads=8",
+    ),
+    Code(
+        "ATT0506", "a dense mask that would not fit",
+        "The dense mask takes more memory than a picture or a check is worth.",
+        "It has one byte a pair; the block mask has the same content in a few lines.",
+        "attnc mask causal --shape n=1048576",
+        "attnc emit causal --stage blocks --shape n=1048576",
+    ),
+    Code(
+        "ATT0507", "a package that is missing",
+        "The command needs torch or triton, which are optional.",
+        "Checking, formatting, planning and costs work without them.",
+        "attnc run longformer.attn",
+        'pip install "attnc[torch]"',
+    ),
+    Code(
+        "ATT0901", "an error in attnc itself",
+        "The compiler came to a state that must not happen. Your pattern is not to blame.",
+        "Please report it with the command and the file; the traceback is shown above.",
+        "any command",
+        "report it",
+    ),
+)
