@@ -16,7 +16,7 @@ import islpy as isl
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-BUDGET_OPERATIONS = 3_000_000
+BUDGET_OPERATIONS = 5_000_000
 """isl operations one question may take: roughly half a second."""
 
 MAX_LISTED = 64
@@ -33,7 +33,8 @@ class OverBudget(Exception):
 
 @contextmanager
 def budget(operations: int = BUDGET_OPERATIONS) -> Iterator[None]:
-    """Run isl under an operation budget. Raises: OverBudget when it is spent."""
+    """Run isl under an operation budget; budgets do not nest. Raises: OverBudget when spent."""
+    assert not _CONTEXT.get_max_operations(), "an isl budget inside another"
     _CONTEXT.reset_operations()
     _CONTEXT.set_max_operations(operations)
     try:
@@ -54,9 +55,10 @@ def reraise_over_budget(error: isl.Error) -> None:
 
 
 def _over_limit(error: isl.Error) -> bool:
-    # A result that isl gave up on is NULL, and surfaces as a null-pointer error one call later.
+    # A result that isl gave up on is NULL, and surfaces as a null-pointer error one call later;
+    # inside its reader it surfaces as a syntax error.
     text = str(error).lower()
-    return "number of operations exceeded" in text or "null" in text
+    return "number of operations exceeded" in text or "null" in text or "syntax" in text
 
 
 # ------------------------------------------------------------------------- expression -> isl

@@ -95,8 +95,8 @@ def _forward(
 def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed", "sorted"]:
     """Return how rows should be launched so that heavy ones come first.
 
-    "reversed" where isl proves, for ``nq == nk``, that a row has at least the tiles of the row above
-    it, in place or moved along the diagonal; "forward" for the opposite; else "sorted".
+    "reversed" where isl proves, for ``nq == nk``, that a row has at least the tiles of the row
+    above it, in place or moved along the diagonal; "forward" for the opposite; else "sorted".
     """
     if pattern.predicate == ex.FALSE:
         return "forward"

@@ -1,7 +1,7 @@
 """Pattern IR -> block-mask IR: full, partial and empty tiles, exactly, symbolic in the lengths.
 
 With R the pattern, D all pairs of the padded grid, T the map from a pair of tokens to its tiles:
-``nonempty = T(R)``, ``holes = T(D - R)``, ``full = nonempty - holes``, ``partial = nonempty & holes``.
+``nonempty = T(R)``, ``holes = T(D - R)``, ``full = nonempty - holes``, and ``partial`` is both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes import progression as prog
 from attnc.compiler.passes.residual import residual
-
 
 MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
@@ -57,9 +56,9 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     if whole == ex.FALSE:
         return BlockMask(pattern=pattern, tiling=tiling, pieces=())
     notes: list[str] = []
+    near = hints(pattern, tiling)  # before the budget starts: budgets do not nest
     try:
         with sets.budget():
-            near = hints(pattern, tiling)
             found = relations(pattern, tiling)
             pieces = _pieces(found.full, found, whole, near, full=True)
             pieces += _pieces(found.partial, found, whole, near, full=False)
@@ -69,7 +68,7 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     try:
         with sets.budget():
             found = project(pattern, tiling)
-            pieces = _pieces(found.nonempty, found, whole, hints(pattern, tiling), full=False)
+            pieces = _pieces(found.nonempty, found, whole, near, full=False)
             return BlockMask(
                 pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces),
                 widened=tuple(notes),
@@ -141,10 +140,12 @@ def relations(pattern: Pattern, tiling: Tiling) -> Relations:
     """Return the exact relations of all classes. Raises: OverBudget."""
     found = project(pattern, tiling)
     params = found.pairs.get_space().domain().params()
-    names = [params.get_dim_name(isl.dim_type.param, i) for i in range(params.dim(isl.dim_type.param))]
+    count = params.dim(isl.dim_type.param)
+    names = [params.get_dim_name(isl.dim_type.param, i) for i in range(count)]
     rows = f"0 <= q < {tiling.q} * NQ" if "NQ" in names else "0 <= q"
     legal = sets.pair_map(ex.TRUE, names, f"{rows} and 0 <= k < {tiling.k} * NK")
-    holes = _tiles(legal.intersect_params(found.pairs.params()).subtract(found.pairs), found.token_tiles)
+    legal = legal.intersect_params(found.pairs.params())
+    holes = _tiles(legal.subtract(found.pairs), found.token_tiles)
     full = found.nonempty.subtract(holes).coalesce()
     partial = found.nonempty.intersect(holes).coalesce()
     return Relations(found.pairs, found.token_tiles, found.nonempty, full, partial, found.context)

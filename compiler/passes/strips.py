@@ -11,7 +11,7 @@ import islpy as isl
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.blockmask import Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Strip
 from attnc.compiler.passes import classify as cl
@@ -19,6 +19,9 @@ from attnc.compiler.passes import progression as prog
 
 MAX_SHIFT_ROWS = 64
 """Longest row period that is tried for a shared mask."""
+
+SHIFT_OPERATIONS = 400_000
+"""isl operations the search for a shared mask may take, a strip."""
 
 MAX_STRIPS = 48
 """More strips than this are not tested for shared masks: their masks are made row by row."""
@@ -34,33 +37,39 @@ def strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     whole = pattern.predicate
     if whole == ex.FALSE:
         return ()
+    near = cl.hints(pattern, tiling)  # before the budget starts: budgets do not nest
     try:
         with sets.budget():
             found = cl.project(pattern, tiling)
             row = prog.row_of(found.nonempty, found.context)
-            parts = cl.best_split(row, cl.hints(pattern, tiling))
-            return tuple(
-                _strip(found, tiling, progression, exact, whole, few=len(parts) <= MAX_STRIPS)
-                for progression, exact in parts
-            )
+            parts = cl.best_split(row, near)
+            few = len(parts) <= MAX_STRIPS
+            checks = [cl.residual_of(found, e, whole) if few else whole for _, e in parts]
     except sets.OverBudget:
         return tuple(
             Strip(tiles=piece.tiles, residual=piece.residual, shift=None)
             for piece in cl.classify(pattern, tiling).pieces
         )
+    return tuple(
+        _strip(found, tiling, progression, exact, check, few=few)
+        for (progression, exact), check in zip(parts, checks, strict=True)
+    )
 
 
 def _strip(
-    found: cl.Relations, tiling: Tiling, progression: prog.Progression, exact: isl.Set,
-    whole: ex.BoolExpr, *, few: bool,
+    found: cl.Relations, tiling: Tiling, progression: Progression, exact: isl.Set,
+    check: ex.BoolExpr, *, few: bool,
 ) -> Strip:
-    if not few:
-        return Strip(tiles=progression, residual=whole, shift=None)
-    check = cl.residual_of(found, exact, whole)
-    if check == ex.TRUE:
-        return Strip(tiles=progression, residual=check, shift=None)
-    shift, first_row = _shift(found, tiling, exact)
-    return Strip(tiles=progression, residual=check, shift=shift, shift_from=first_row)
+    if few and check != ex.TRUE:
+        try:
+            with sets.budget(SHIFT_OPERATIONS):
+                shift, first_row = _shift(found, tiling, exact)
+                return Strip(
+                    tiles=progression, residual=check, shift=shift, shift_from=first_row
+                )
+        except sets.OverBudget:
+            pass
+    return Strip(tiles=progression, residual=check, shift=None)
 
 
 def _shift(

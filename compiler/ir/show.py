@@ -1,0 +1,97 @@
+"""IR -> text: one fact a line, in a fixed order, nothing generated; ``read.py`` reads it back."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
+from attnc.compiler.ir.plan import ForwardPlan, Plan
+
+
+def show(ir: pat.Pattern | BlockMask | Plan) -> str:
+    """Return the text of any IR, without a final newline."""
+    match ir:
+        case pat.Pattern():
+            return "\n".join(_pattern(ir))
+        case BlockMask():
+            return "\n".join(_block_mask(ir))
+        case Plan():
+            return "\n".join(_plan(ir))
+
+
+def _pattern(pattern: pat.Pattern) -> list[str]:
+    heads = f" heads h: {pattern.heads}" if pattern.heads is not None else ""
+    lines = [f"pattern {pattern.name}{heads}"]
+    lines += [f"  param {name} = {value}" for name, value in pattern.params]
+    return [*lines, f"  keep {show_node(pattern.body, pattern.heads is not None)}"]
+
+
+def show_node(node: pat.Node, heads: bool) -> str:
+    """Return a set in the syntax of the language; ``heads``: whether builders bind ``h``."""
+    match node:
+        case pat.Where(predicate):
+            head = ", h" if heads and "h" in ex.free_vars(predicate) else ""
+            return f"{{ q -> k{head} : {ex.show(predicate)} }}"
+        case pat.Union(parts):
+            return " | ".join(_operand(p, heads) for p in parts)
+        case pat.Intersection(parts):
+            return " & ".join(_operand(p, heads) for p in parts)
+        case pat.Difference(left, right):
+            return f"{_operand(left, heads)} - {_operand(right, heads)}"
+        case pat.Complement(part):
+            return f"~{_operand(part, heads)}"
+
+
+def _operand(node: pat.Node, heads: bool) -> str:
+    text = show_node(node, heads)
+    return text if isinstance(node, pat.Where | pat.Complement) else f"({text})"
+
+
+def _block_mask(mask: BlockMask) -> list[str]:
+    lines = [f"blocks tile {mask.tiling}", *_pattern(mask.pattern)]
+    lines += [_piece(piece) for piece in mask.pieces]
+    return lines + [f"widened {note}" for note in mask.widened]
+
+
+def _piece(piece: Piece) -> str:
+    if piece.full:
+        return f"full    {show_tiles(piece.tiles)}"
+    return f"partial {show_tiles(piece.tiles)} check {ex.show(piece.residual)}"
+
+
+def show_tiles(tiles: Progression) -> str:
+    """Return ``kb = first + ... for i < count``."""
+    if tiles.run > 1:
+        steps = f"{tiles.period} * (i div {tiles.run}) + i mod {tiles.run}"
+    else:
+        steps = "i" if tiles.period == 1 else f"{tiles.period} * i"
+    return f"kb = {ex.show(tiles.base)} + {steps} for i < {ex.show(tiles.count)}"
+
+
+def _plan(plan: Plan) -> list[str]:
+    lines = [*_pattern(plan.pattern), *_forward(plan.forward), f"cpu tile {plan.cpu.tiling}"]
+    for strip in plan.cpu.strips:
+        line = f"  strip {show_tiles(strip.tiles)}"
+        if strip.residual != ex.TRUE:
+            line += f" check {ex.show(strip.residual)}"
+        if strip.shift is not None:
+            rows, tiles = strip.shift
+            line += f" mask repeats every {rows} rows, {tiles} tiles on"
+            line += f", from row {strip.shift_from}" if strip.shift_from else ""
+        lines.append(line)
+    return lines + [f"note {note}" for note in plan.notes]
+
+
+def _forward(forward: ForwardPlan) -> list[str]:
+    lines = [
+        f"forward {forward.target} {forward.dtype} head_dim {forward.head_dim} value_dim"
+        f" {forward.value_dim}",
+        f"  tile {forward.tiling} warps {forward.warps} stages {forward.stages}",
+        f"  loop over {forward.form}, rows {forward.row_order}",
+    ]
+    for segment in forward.segments:
+        mask = f" mask {segment.mask}" if segment.mask else ""
+        lines.append(f"  segment {show_tiles(segment.tiles)}{mask}")
+    for number, mask_expr in enumerate(forward.masks, start=1):
+        lines.append(f"  mask {number} check {ex.show(mask_expr)}")
+    return lines

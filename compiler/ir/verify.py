@@ -1,0 +1,70 @@
+"""IR -> what is wrong with it: the invariants that no single node can check."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask
+from attnc.compiler.ir.plan import ForwardPlan, Plan
+from attnc.dsl.diagnostics import Diagnostic
+
+TRIAL_LENGTHS = ((1, 1), (33, 33), (50, 20), (20, 50))
+"""Lengths at which a block mask is compared with its pattern (small: the comparison is dense)."""
+
+
+def verify(ir: pat.Pattern | BlockMask | Plan) -> tuple[Diagnostic, ...]:
+    """Return a diagnostic for each broken invariant; empty means sound.
+
+    A block mask is also compared with its pattern's dense mask at a few small lengths, so this is
+    for tests and ``--verify-each``, not for every compilation.
+    """
+    match ir:
+        case pat.Pattern():
+            found = _pattern(ir)
+        case BlockMask():
+            found = _pattern(ir.pattern) + _block_mask(ir)
+        case Plan():
+            found = list(verify(ir.forward.block_mask)) + list(verify(ir.cpu.block_mask))
+            found += _forward(ir.forward)
+    return tuple(found)
+
+
+def _broken(message: str) -> Diagnostic:
+    return Diagnostic(code="ATT0901", message=message, help="this is a fault of attnc: report it")
+
+
+def _pattern(pattern: pat.Pattern) -> list[Diagnostic]:
+    stray = ex.free_vars(pattern.predicate) - TOKEN_VARS
+    found = [_broken(f"pattern `{pattern.name}` uses unknown `{v}`") for v in sorted(stray)]
+    if pattern.heads is None and "h" in ex.free_vars(pattern.predicate):
+        found.append(_broken(f"pattern `{pattern.name}` depends on `h` and has no heads"))
+    return found
+
+
+def _block_mask(mask: BlockMask) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
+    for number, piece in enumerate(mask.pieces):
+        bounds = ex.free_vars(piece.tiles.base) | ex.free_vars(piece.tiles.count)
+        if bounds - TILE_VARS:
+            found.append(_broken(f"bounds of piece {number} use token variables"))
+        if ex.free_vars(piece.residual) - TOKEN_VARS:
+            found.append(_broken(f"the residual of piece {number} uses tile variables"))
+        if not 1 <= piece.tiles.run <= piece.tiles.period:
+            found.append(_broken(f"piece {number} has run {piece.tiles.run} over its period"))
+    if found:
+        return found
+    for nq, nk in TRIAL_LENGTHS:
+        try:
+            same = bool((mask.dense(nq, nk) == mask.pattern.mask(nq, nk)).all())
+        except AssertionError as error:
+            return [_broken(str(error))]
+        if not same:
+            return [_broken(f"block mask and pattern differ at {nq} queries and {nk} keys")]
+    return found
+
+
+def _forward(forward: ForwardPlan) -> list[Diagnostic]:
+    worst = max((segment.mask for segment in forward.segments), default=0)
+    if worst > len(forward.masks):
+        return [_broken(f"a segment uses mask {worst} of {len(forward.masks)}")]
+    return []

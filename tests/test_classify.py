@@ -1,0 +1,160 @@
+"""Block masks against dense masks: the classification is exact, or says that it is widened."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnc.compiler import sets
+from attnc.compiler.counts import count
+from attnc.compiler.driver import load_text, load_zoo, zoo_names
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir.blockmask import BlockMask, Counts, Tiling
+from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes.strips import strips
+from attnc.dsl.diagnostics import CompileError
+from tests.strategies import patterns
+
+TILES = st.sampled_from([Tiling(16, 16), Tiling(32, 16), Tiling(16, 64), Tiling(128, 64)])
+LENGTHS = st.integers(1, 200)
+
+
+def dense_counts(mask: BlockMask, nq: int, nk: int) -> Counts:
+    """Count by looking at every pair: the slow definition of ``counts.count``."""
+    kept = mask.pattern.mask(nq, nk)
+    grid = mask.grid(nq, nk)
+    sides = mask.tiling
+    full = partial = computed = masked = 0
+    for h, qb, kb in np.ndindex(grid.shape):
+        tile = kept[h, qb * sides.q : (qb + 1) * sides.q, kb * sides.k : (kb + 1) * sides.k]
+        full += bool(tile.all())
+        partial += bool(tile.any() and not tile.all())
+        if grid[h, qb, kb] >= 0:
+            computed += tile.size
+            masked += not mask.pieces[grid[h, qb, kb]].full
+    return Counts(
+        full=full, partial=partial, empty=grid.size - full - partial,
+        visited=int((grid >= 0).sum()), masked=masked, pairs_kept=int(kept.sum()),
+        pairs_computed=computed,
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=patterns(), tiling=TILES, nq=LENGTHS, nk=LENGTHS)
+def test_random_patterns(text: str, tiling: Tiling, nq: int, nk: int) -> None:
+    """The block mask of a random pattern is its dense mask; counts are those of the dense mask."""
+    try:
+        pattern = load_text(text)
+    except CompileError:
+        return
+    mask = cl.classify(pattern, tiling)
+    assert (mask.dense(nq, nk) == pattern.mask(nq, nk)).all()
+    counted = count(mask, nq, nk)
+    if mask.exact:
+        assert counted == dense_counts(mask, nq, nk)
+    else:
+        assert counted.pairs_kept == int(pattern.mask(nq, nk).sum())
+
+
+@pytest.mark.parametrize("name", zoo_names())
+@pytest.mark.parametrize("tiling", [Tiling(32, 32), Tiling(128, 64)], ids=str)
+def test_zoo_is_exact(name: str, tiling: Tiling) -> None:
+    """Every stdlib pattern, at its defaults, is classified without widening."""
+    pattern = load_zoo(name)
+    mask = cl.classify(pattern, tiling)
+    assert mask.exact, mask.widened
+    for nq, nk in ((200, 200), (77, 150), (1, 1)):
+        assert (mask.dense(nq, nk) == pattern.mask(nq, nk)).all()
+    assert count(mask, 300, 300) == dense_counts(mask, 300, 300)
+
+
+@pytest.mark.parametrize("operations", [200, 2_000, 20_000])
+def test_over_budget_is_widened_and_still_exact(
+    operations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past isl's budget more tiles are visited, the mask stays, and a note says so."""
+    from functools import partial
+
+    monkeypatch.setattr(sets, "budget", partial(sets.budget, operations))
+    cl._classify.cache_clear()
+    pattern = load_zoo("longformer", {"w": 40, "global_idx": [0, 7, 9]})
+    mask = cl.classify(pattern, Tiling(16, 16))
+    cl._classify.cache_clear()
+    assert (mask.dense(150, 130) == pattern.mask(150, 130)).all()
+    if operations == 200:
+        assert not mask.exact
+
+
+def test_hull_without_full_tiles_is_told_apart() -> None:
+    """A window masks its two edges only: one fully masked hull loop would show here."""
+    mask = cl.classify(load_zoo("sliding_window", {"width": 512}), Tiling(64, 64))
+    counted = count(mask, 4096, 4096)
+    assert counted.masked < counted.visited / 3
+    assert counted.full > counted.partial
+
+
+def test_million_tokens_by_formula() -> None:
+    """Counts at 1,048,576 tokens come from formulas and equal the closed form of a window."""
+    n, width = 1 << 20, 512
+    mask = cl.classify(load_zoo("sliding_window", {"width": width}), Tiling(128, 64))
+    counted = count(mask, n, n)
+    assert counted.pairs_kept == n * width - width * (width - 1) // 2
+    assert counted.total == (n // 128) * (n // 64)
+
+
+def test_powers_of_two_are_exact_up_to_2_40() -> None:
+    """A distance of 2**40 is kept and its neighbours are not, in the symbolic relation."""
+    body = pat.Where(ex.is_pow2(ex.sub(ex.Var("q"), ex.Var("k"))))
+    pattern = pat.Pattern(name="p", heads=None, body=body)
+    mask = cl.classify(pattern, Tiling(1, 1))
+    assert mask.exact
+    far = 1 << 40
+    rows = {"qb": far, "h": 0, "nq": far + 1, "nk": far + 1, "NQ": far + 1, "NK": far + 1}
+    keys = [
+        int(ex.evaluate(piece.tiles.base, rows)) + i
+        for piece in mask.pieces
+        for i in range(int(ex.evaluate(piece.tiles.count, rows)))
+    ]
+    assert sorted(far - k for k in keys) == [1 << e for e in range(41)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(text=patterns(), nq=LENGTHS, nk=LENGTHS)
+def test_strips_cover_the_pattern(text: str, nq: int, nk: int) -> None:
+    """The CPU's strips hold the pattern, and a proved shift really carries a mask on."""
+    try:
+        pattern = load_text(text)
+    except CompileError:
+        return
+    tiling = Tiling(16, 16)
+    found = strips(pattern, tiling)
+    pieces = tuple(cl.Piece(tiles=s.tiles, residual=s.residual) for s in found)
+    mask = BlockMask(pattern=pattern, tiling=tiling, pieces=pieces)
+    dense = pattern.mask(nq, nk)
+    assert (mask.dense(nq, nk) == dense).all()
+    grid = mask.grid(nq, nk)
+    for number, strip in enumerate(found):
+        if strip.shift is None:
+            continue
+        rows, tiles = strip.shift
+        for h, qb, kb in zip(*np.nonzero(grid == number), strict=True):
+            to_q, to_k = qb + rows, kb + tiles
+            if qb < strip.shift_from or to_q >= grid.shape[1] or to_k >= grid.shape[2]:
+                continue
+            if grid[h, to_q, to_k] != number:
+                continue
+            here = dense[h, qb * 16 : qb * 16 + 16, kb * 16 : kb * 16 + 16]
+            there = dense[h, to_q * 16 : to_q * 16 + 16, to_k * 16 : to_k * 16 + 16]
+            both = tuple(slice(0, min(a, b)) for a, b in zip(here.shape, there.shape, strict=True))
+            assert (here[both] == there[both]).all()
+
+
+def test_empty_rows_are_found_symbolically() -> None:
+    """A strictly causal pattern leaves the first query alone, at every length."""
+    before = pat.Where(ex.compare("<", ex.Var("k"), ex.Var("q")))
+    assert sets.empty_row(pat.Pattern(name="p", heads=None, body=before)) == (0, 1)
+    assert sets.empty_row(load_zoo("causal")) is None
+    assert sets.is_empty(pat.Pattern(name="p", heads=None, body=pat.Where(ex.FALSE)))
