@@ -8,6 +8,7 @@ import hashlib
 import keyword
 import re
 import textwrap
+import unicodedata
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -82,9 +83,9 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def module_name(pattern: Pattern) -> str:
-    """Return the name of the written module: the pattern's, made an ASCII Python identifier."""
-    name = re.sub(r"[^0-9A-Za-z_]", "_", pattern.name) or "_"
-    if name[0].isdigit() or keyword.iskeyword(name) or keyword.issoftkeyword(name):
+    """Return the name of the written module: the pattern's, made a Python identifier."""
+    name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", pattern.name))
+    if not name.isidentifier() or keyword.iskeyword(name) or keyword.issoftkeyword(name):
         name = f"pattern_{name}"
     return name
 
@@ -230,11 +231,12 @@ def _in_docstring(text: str) -> str:
 
 
 def _constants(plan: Plan, name: str, digest: str) -> str:
+    ascii_name = re.sub(r"[^0-9A-Za-z_]", "_", name)  # torch takes no others
     types = "(torch.float32,)" if plan.forward.dtype == "fp32" else _HALF_TYPES
     return f'''
 NAME = "{name}"
 PLAN = "{digest}"
-OP = "{name}_{digest[:_HASH_DIGITS]}"
+OP = "{ascii_name}_{digest[:_HASH_DIGITS]}"
 HEADS: int | None = {plan.pattern.heads}
 HEAD_DIM = {plan.forward.head_dim}
 VALUE_DIM = {plan.forward.value_dim}
