@@ -84,11 +84,11 @@ def cases() -> list[Case]:
              tokens=8192),
     ]
     for tokens in (2048, 4096, 8192, 16384, 32768):
-        found.append(Case(part="window", pattern="sliding_window", params={"w": 1024}, batch=2,
+        found.append(Case(part="window", pattern="sliding_window", params={"width": 1024}, batch=2,
                           heads=64, kv_heads=8, head_dim=64, tokens=tokens))
     found += [
-        Case(part="window", pattern="sliding_window", params={"w": 2048}, heads=24, tokens=32768),
-        Case(part="window", pattern="sliding_window", params={"w": 2048}, heads=1, tokens=32768),
+        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=24, tokens=32768),
+        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=1, tokens=32768),
     ]
     for tokens in (16384, 32768):
         found.append(Case(part="patterns", pattern="examples/longformer/longformer.attn",

@@ -58,7 +58,7 @@ PLAN_CODES: tuple[Code, ...] = (
     Code(
         "ATT0901", "an error in attnc itself",
         "The compiler came to a state that must not happen. Your pattern is not to blame.",
-        "Please report it with the command and the file; the traceback is shown above.",
+        "Please report it with the command, the file and the text of the error.",
         "any command",
         "report it",
     ),

@@ -36,7 +36,9 @@ def invoke(argv: list[str]) -> int:
     from attnc.dsl.diagnostics import CompileError
 
     try:
-        result = cli.main(args=argv, prog_name="attnc", standalone_mode=False)
+        # Not `cli.main`: that answers a reader that went away (`attnc zoo | head`) with exit 1.
+        with cli.make_context("attnc", argv) as context:
+            result = cli.invoke(context)
         return result if isinstance(result, int) else EXIT_OK
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -46,7 +48,7 @@ def invoke(argv: list[str]) -> int:
     except CompileError as wrong:
         show_diagnostics(wrong.diagnostics)
         return EXIT_INPUT
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, EOFError):
         show_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:

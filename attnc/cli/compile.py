@@ -30,7 +30,8 @@ from attnc.cli.options import (
               type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--lint", is_flag=True,
               help="Also compile the kernel ahead of time (no GPU needed) and check for spills, "
-              "shared memory over the limit and serialised tensor-core instructions.")
+              "shared memory over the limit and serialised tensor-core instructions; without "
+              "--tile, step down to the first tile that has none of these.")
 @click.option("--explain", is_flag=True, help="Print on stderr why the plan is as it is.")
 @json_option
 def command(
@@ -50,10 +51,19 @@ def command(
 ) -> int | None:
     """Write FILE (a path, or a zoo name) as a Python module that needs only torch and triton."""
     from attnc.cli.inputs import check_heads, load_pattern
-    from attnc.cli.planning import artifact_facts, compile_ahead, needs_torch, plan_for
+    from attnc.cli.planning import (
+        artifact_facts,
+        clean_tile,
+        compile_ahead,
+        needs_torch,
+        plan_for,
+    )
 
     pattern = load_pattern(file, pattern_name, defines)
     check_heads(pattern, heads)
+    dropped: tuple[str, ...] = ()
+    if lint and tile is None:
+        tile, dropped = clean_tile(pattern, head_dim, value_dim, dtype, target)
     plan = plan_for(pattern, head_dim, value_dim, dtype, target, tile)
     try:
         from attnc.runtime.build import write_module
@@ -68,14 +78,14 @@ def command(
         artifact = compile_ahead(plan)
         findings, facts = lint_artifact(artifact, plan.forward.target), artifact_facts(artifact)
     if explain:
-        for note in plan.notes:
+        for note in (*dropped, *plan.notes):
             click.echo(f"note: {note}", err=True)
     if as_json:
         import json
 
         record: dict[str, object] = {
             "pattern": pattern.name, "file": str(path), "target": target,
-            "tile": str(plan.forward.tiling), "notes": list(plan.notes),
+            "tile": str(plan.forward.tiling), "notes": [*dropped, *plan.notes],
         }
         if lint:
             record |= {"lint": list(findings), **facts}

@@ -114,7 +114,7 @@ def emit_plan(
     if stage == "plan":
         from attnc.compiler.ir.show import show
 
-        return show(plan.cpu if target == "cpu" else plan), facts
+        return show(plan), facts  # one plan holds the GPU kernel and the CPU executor
     if stage == "triton":
         from attnc.codegen.module import emit_module
 

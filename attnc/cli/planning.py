@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, cast
 
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
+    from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.pattern import Pattern
     from attnc.compiler.ir.plan import Plan
     from attnc.runtime.aot import Artifact
@@ -46,7 +48,41 @@ def compile_ahead(plan: Plan) -> Artifact:
             from attnc.runtime.aot import compile_kernel
         except ImportError as missing:
             raise needs_torch(missing) from missing
-        return compile_kernel(emit_module(plan), plan.forward, plan.forward.target)
+        try:
+            return compile_kernel(emit_module(plan), plan.forward, plan.forward.target)
+        except RuntimeError as refused:
+            raise not_compiled(refused) from refused
+
+
+def clean_tile(
+    pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str
+) -> tuple[Tiling, tuple[str, ...]]:
+    """Return the first tile of the target that compiles clean, and why others were dropped."""
+    from attnc.cli.terminal import progress
+
+    with progress(1) as steps:
+        steps.step(f"compiling tiles for {target}")
+        try:
+            from attnc.runtime.lint import pick_tile
+        except ImportError as missing:
+            raise needs_torch(missing) from missing
+        try:
+            choice, dropped = pick_tile(
+                pattern, head_dim=head_dim, value_dim=value_dim, dtype=cast(Any, dtype),
+                target=cast(Any, target),
+            )
+        except RuntimeError as refused:
+            raise not_compiled(refused) from refused
+        return choice.tiling, dropped
+
+
+def not_compiled(refused: RuntimeError) -> CompileError:
+    """Return the error for a kernel that cannot be compiled ahead of time here."""
+    message, _, rest = str(refused).partition("\n")
+    code = "ATT0507" if importlib.util.find_spec("triton") is None else "ATT0405"
+    return CompileError(
+        [Diagnostic(code=code, message=message, notes=tuple(rest.splitlines()))]
+    )
 
 
 def needs_torch(missing: ImportError) -> CompileError:

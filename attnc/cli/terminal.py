@@ -55,7 +55,8 @@ def show_error(message: str) -> None:
 def show_internal(bug: BaseException) -> None:
     """Print a bug of attnc as a diagnostic: where it broke, and a request to report it."""
     frames = traceback.extract_tb(bug.__traceback__)
-    trail = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in frames[-3:]]
+    frames_of_attnc = [f for f in frames if f"{os.sep}click{os.sep}" not in f.filename]
+    trail = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in frames_of_attnc[-3:]]
     first_line = (str(bug).splitlines() or [""])[0]
     show_diagnostics(
         [
