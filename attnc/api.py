@@ -66,8 +66,7 @@ class Pattern:
         Raises: ImportError without torch.
         """
         lengths = _lengths("mask", n, nq, nk)
-        torch = _torch("Pattern.mask")
-        mask: torch.Tensor = torch.from_numpy(self._dense(*lengths))
+        mask: torch.Tensor = _torch("Pattern.mask").from_numpy(self._dense(*lengths))
         return mask
 
     def blocks(
@@ -167,8 +166,7 @@ class Blocks:
         Shape: bool ``[heads or 1, nq, nk]``.
         Raises: ImportError without torch.
         """
-        torch = _torch("Blocks.dense")
-        mask: torch.Tensor = torch.from_numpy(self.ir.dense(self.nq, self.nk))
+        mask: torch.Tensor = _torch("Blocks.dense").from_numpy(self.ir.dense(self.nq, self.nk))
         return mask
 
     def __repr__(self) -> str:

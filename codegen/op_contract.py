@@ -198,7 +198,8 @@ def _autograd(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(_NO_BACKWARD)
-        return _Autograd.apply(q, k, v, scale)
+        apply: Any = _Autograd.apply
+        return apply(q, k, v, scale)
     with torch._C._AutoDispatchBelowAutograd():
         return _op(q, k, v, scale)
 
