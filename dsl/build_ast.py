@@ -19,8 +19,10 @@ from attnc.dsl.scanner import Token
 from attnc.dsl.source import Span
 
 # A longer chain of + and - becomes a balanced tree, so that a sum of thousands of terms is not
-# thousands of levels deep. Shorter ones keep the left-to-right shape that was written.
-LEFT_DEEP_TERMS = 16
+# thousands of levels deep. Shorter ones keep the left-to-right shape that was written. Blocks are
+# so much smaller that the left edge of a balanced tree, printed and read again, is a short chain.
+LEFT_DEEP_TERMS = 32
+BLOCK_TERMS = 8
 
 Children: TypeAlias = list[Any]
 
@@ -259,7 +261,7 @@ def _balanced(c: Children) -> ast.Expr:
 
     def build(start: int, stop: int, flip: bool) -> ast.Expr:
         # The sum of terms[start:stop] where the first counts as plus; flip: the signs are turned.
-        if stop - start <= LEFT_DEEP_TERMS:
+        if stop - start <= BLOCK_TERMS:
             left = terms[start]
             for i in range(start + 1, stop):
                 op: Any = "-" if minus[i] != flip else "+"

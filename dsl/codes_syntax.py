@@ -14,9 +14,9 @@ SYNTAX_CODES: tuple[Code, ...] = (
     ),
     Code(
         "ATT0101", "something else was expected here",
-        "The text does not follow the grammar: at the marked place another word or sign must stand.",
-        "A file is a list of items (`import`, `param`, `heads`, `pattern`); after an error the rest "
-        "of the item is skipped, and the next one is read as usual.",
+        "The text does not follow the grammar: another word or sign must stand here.",
+        "A file is a list of items (`import`, `param`, `heads`, `pattern`); after an error the "
+        "rest of the item is skipped, and the next one is read as usual.",
         "pattern p = { q - k : k <= q }",
         "pattern p = { q -> k : k <= q }",
     ),
@@ -31,7 +31,7 @@ SYNTAX_CODES: tuple[Code, ...] = (
     Code(
         "ATT0103", "the file is too large",
         "A file has at most 256 KB.",
-        "Patterns are formulas. A file of this size is mostly a list of pairs, which belongs in data.",
+        "Patterns are formulas. A file of this size is mostly a list of pairs: that is data.",
         "a file of 300 KB",
         'import part from "part.attn"\npattern p = part | sink',
     ),

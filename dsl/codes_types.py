@@ -105,7 +105,7 @@ TYPE_CODES: tuple[Code, ...] = (
     ),
     Code(
         "ATT0304", "a formula that is not linear",
-        "Positions or lengths are multiplied with each other, or stand in a divisor or an exponent.",
+        "Positions or lengths are multiplied with each other, or are in a divisor or an exponent.",
         "The compiler is exact because patterns are integer linear arithmetic; a product of two "
         "positions is outside of it.",
         "pattern p = { q -> k : q * k < 64 }",
@@ -164,7 +164,8 @@ TYPE_CODES: tuple[Code, ...] = (
         "Written out, without quantifiers over lists and without references, the formula has too "
         "many parts.",
         "A `let` that is used twice counts twice, and so does a pattern.",
-        "pattern p = { q -> k : exists a in 1..4000 : exists b in 1..4000 : q - k == a * a * b * b }",
+        "pattern p = { q -> k :\n"
+        "    exists a in 1..4000 : exists b in 1..4000 : q - k == a * a * b * b }",
         "pattern p = { q -> k : exists a in 1..60 : q - k == a * a }",
     ),
     Code(

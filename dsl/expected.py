@@ -31,6 +31,7 @@ _WORDS = {
     "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`",
     "$END": "the end of this item",
 }  # fmt: skip
+_NO_NAMES = "the arguments of a function, and the items of a list, have no names"
 
 
 def unexpected(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic:
@@ -46,6 +47,8 @@ def unexpected(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> Dia
     if at == len(chunk) - 1 and at > 0:
         span = chunk[at - 1].span  # point at what is unfinished, not at the next item
     code, message, fix = _habit(chunk, at, accepted)
+    if message == _NO_NAMES:
+        span = chunk[at + 1].span
     if not code:
         code, message = "ATT0101", f"expected {_list(accepted)}, found {found}"
     return Diagnostic(code=code, message=message, span=span, help=fix)
@@ -114,8 +117,7 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
         return "ATT0113", f"`{text}` combines sets, not conditions", f"write `{word}`"
     named = at + 2 < len(chunk) and chunk[at + 2].text == ":"
     if text == "," and named and "COMMA" in accepted and "SEP" not in accepted:
-        message = "the arguments of a function, and the items of a list, have no names"
-        return "ATT0101", message, f"write the value of `{_short(chunk[at + 1].text)}` alone"
+        return "ATT0101", _NO_NAMES, f"write the value of `{_short(chunk[at + 1].text)}` alone"
     in_braces = any(t.text == "{" for t in chunk[:at])
     if in_braces and in_expression and text == "=" and "COMPARE" in accepted:
         return "ATT0113", "`=` does not compare", "write `==`"

@@ -20,6 +20,7 @@ MAX_ERRORS = 20
 ITEM_WORDS = ("param", "heads", "pattern", "import")
 LATER_WORDS = ("space", "input", "route", "score", "attention")
 
+_NOT_AFTER_A_NAME = ("if", "let", "exists", "forall", "true", "false")
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 
@@ -122,8 +123,12 @@ def _starts_item(tokens: Sequence[Token], i: int, head_open: bool, depth: int) -
     if token.text == "heads" and head_open and depth == 0:
         return False
     margin = token.span.column == 1
-    if token.text in ITEM_WORDS and margin and after.text == "=" and tokens[i - 1].text != "let":
-        return True  # `pattern = ...`: the name is missing
+    if token.text in ITEM_WORDS and margin and not after.first:
+        # `pattern = ...`, `heads : 4`, `param if: int`: an item whose name is missing or refused.
+        if after.text == ":" and depth == 0:
+            return True
+        if after.text in ("=", *_NOT_AFTER_A_NAME) and tokens[i - 1].text != "let":
+            return True
     if after.kind != "word" or after.first or after.text in RESERVED:
         return False
     if (token.text, after.text) == ("one", "of"):
