@@ -66,7 +66,7 @@ def _visits(
     run, period = piece.tiles.run, piece.tiles.period
     beyond = kb - base
     index = beyond // period * run + beyond % period
-    return (beyond >= 0) & (beyond % period < run) & (index < number)  # type: ignore[no-any-return]
+    return (beyond >= 0) & (beyond % period < run) & (index < number)
 
 
 def _border(block_mask: BlockMask, nq: int, nk: int) -> tuple[int, int]:
@@ -106,7 +106,8 @@ def _tile_pairs(
     import numpy as np
 
     side_q, side_k = block_mask.tiling.q, block_mask.tiling.k
-    q = np.arange(qb * side_q, min((qb + 1) * side_q, nq), dtype=np.int64)[None, :, None]
+    stop = min((qb + 1) * side_q, nq)
+    q: NDArray[np.int64] = np.arange(qb * side_q, stop, dtype=np.int64)[None, :, None]
     step = max(1, CHUNK_PAIRS // (side_q * side_k))
     for start in range(0, len(kbs), step):
         k = (kbs[start : start + step, None] * side_k + np.arange(side_k))[:, None, :]
@@ -147,12 +148,12 @@ def _sum_rows(by_token: BlockMask, nq: int, nk: int) -> int:
     heads = by_token.pattern.heads or 1
     total = 0
     for start in range(0, nq, CHUNK_ROWS):
-        values = {
+        values: dict[str, Any] = {
             "qb": np.arange(start, min(start + CHUNK_ROWS, nq), dtype=np.int64)[None, :],
             "h": np.arange(heads, dtype=np.int64)[:, None],
             "nq": nq, "nk": nk, "NQ": nq, "NK": nk,
         }
-        shape = (heads, values["qb"].shape[1])
+        shape = (heads, min(start + CHUNK_ROWS, nq) - start)
         for piece in by_token.pieces:
             counted = np.asarray(ex.evaluate(piece.tiles.count, values))
             total += int(np.maximum(np.broadcast_to(counted, shape), 0).sum())

@@ -160,6 +160,12 @@ def pair_map(predicate: ex.BoolExpr, params: list[str], domain: str) -> isl.Map:
     return isl.Map.read_from_str(_CONTEXT, source)
 
 
+def param_names(of: isl.Set | isl.Map) -> list[str]:
+    """Return the names of the parameters, in order; every parameter of ours has one."""
+    named = (of.get_dim_name(isl.dim_type.param, i) for i in range(of.dim(isl.dim_type.param)))
+    return [name or "" for name in named]
+
+
 def read_map(source: str) -> isl.Map:
     """Parse isl text to a map, in the context that holds the budget."""
     return isl.Map.read_from_str(_CONTEXT, source)

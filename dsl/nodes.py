@@ -24,7 +24,7 @@ else:
 
 
 def _span() -> Span:
-    return field(default=UNKNOWN, compare=False, repr=False)  # type: ignore[no-any-return]
+    return field(default=UNKNOWN, compare=False, repr=False)
 
 
 # ---------------------------------------------------------------------------------------- Expr

@@ -62,10 +62,8 @@ def _pattern(lines: list[str]) -> pat.Pattern:
     head = re.fullmatch(r"pattern (\S+)(?: heads h: (\d+))?", lines[0]) if lines else None
     if head is None or not lines[-1].startswith("  keep "):
         raise ValueError("a pattern starts with `pattern NAME` and ends with `keep SET`")
-    params = tuple(
-        (name, value)
-        for name, _, value in (line.strip()[len("param ") :].partition(" = ") for line in lines[1:-1])
-    )
+    split = (line.strip()[len("param ") :].partition(" = ") for line in lines[1:-1])
+    params = tuple((name, value) for name, _, value in split)
     source = Source("<ir>", f"pattern p = {lines[-1][len('  keep ') :]}\n")
     file, diagnostics = parse(source)
     if file is None or diagnostics:

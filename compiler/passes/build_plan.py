@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
+import islpy as isl
+
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
@@ -12,7 +14,6 @@ from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes import cpu_tiles, tiles
-from attnc.compiler.passes import progression as prog
 from attnc.compiler.passes.strips import strips
 
 MAX_SEGMENTS = 8
@@ -122,7 +123,7 @@ def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed"
     return "sorted"
 
 
-def _square(visited: prog.isl.Map, tiling: Tiling) -> prog.isl.Map:
+def _square(visited: isl.Map, tiling: Tiling) -> isl.Map:
     """Restrict rows to those of self-attention: query tiles that start before the last key."""
     return visited.intersect(
         sets.read_map(

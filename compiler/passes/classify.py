@@ -125,9 +125,8 @@ def project(pattern: Pattern, tiling: Tiling) -> Relations:
 
 def _row_context(context: isl.Set) -> isl.Set:
     """Return the context with ``qb >= 0`` (and below NQ where NQ is known)."""
-    at = context.dim(isl.dim_type.param)
     wider = context.insert_dims(isl.dim_type.param, 0, 1).set_dim_name(isl.dim_type.param, 0, "qb")
-    names = [wider.get_dim_name(isl.dim_type.param, i) for i in range(at + 1)]
+    names = sets.param_names(wider)
     bound = "0 <= qb < NQ" if "NQ" in names else "0 <= qb"
     return wider.intersect(sets.read_set(f"[{', '.join(names)}] -> {{ : {bound} }}"))
 
@@ -139,9 +138,7 @@ def _tiles(pairs: isl.Map, token_tiles: isl.Map) -> isl.Map:
 def relations(pattern: Pattern, tiling: Tiling) -> Relations:
     """Return the exact relations of all classes. Raises: OverBudget."""
     found = project(pattern, tiling)
-    params = found.pairs.get_space().domain().params()
-    count = params.dim(isl.dim_type.param)
-    names = [params.get_dim_name(isl.dim_type.param, i) for i in range(count)]
+    names = sets.param_names(found.pairs)
     rows = f"0 <= q < {tiling.q} * NQ" if "NQ" in names else "0 <= q"
     legal = sets.pair_map(ex.TRUE, names, f"{rows} and 0 <= k < {tiling.k} * NK")
     legal = legal.intersect_params(found.pairs.params())
@@ -208,7 +205,7 @@ def _pieces(
     parts = best_split(row, near)
     pieces: list[Piece] = []
     for progression, exact in parts:
-        check = ex.TRUE
+        check: ex.BoolExpr = ex.TRUE
         if not full and len(parts) > MAX_RESIDUALS:
             check = whole
         elif not full:

@@ -50,10 +50,7 @@ def row_of(tiles: isl.Map, context: isl.Set) -> Row:
 
 def names_of(space_of: isl.Set) -> dict[tuple[isl.dim_type, int], str]:
     """Return the names of the parameters of a row; its one dimension is ``kb``."""
-    count = space_of.dim(isl.dim_type.param)
-    named = {
-        (isl.dim_type.param, i): space_of.get_dim_name(isl.dim_type.param, i) for i in range(count)
-    }
+    named = {(isl.dim_type.param, i): n for i, n in enumerate(sets.param_names(space_of))}
     for kind in (isl.dim_type.set, isl.dim_type.in_):
         named[(kind, 0)] = "kb"
     return named
@@ -300,9 +297,7 @@ def _div_uses_tile(aff: isl.Aff) -> bool:
 
 def as_set(progression: Progression, like: isl.Set) -> isl.Set:
     """Return the key tiles of a progression as an isl set over the parameters of ``like``."""
-    params = [
-        like.get_dim_name(isl.dim_type.param, i) for i in range(like.dim(isl.dim_type.param))
-    ]
+    params = sets.param_names(like)
     index = ex.Var("i")
     position = ex.add(
         progression.base,

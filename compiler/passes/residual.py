@@ -36,10 +36,7 @@ def residual(
 
 
 def _token_names(space_of: isl.Set) -> dict[tuple[isl.dim_type, int], str]:
-    names = {
-        (isl.dim_type.param, i): space_of.get_dim_name(isl.dim_type.param, i)
-        for i in range(space_of.dim(isl.dim_type.param))
-    }
+    names = {(isl.dim_type.param, i): n for i, n in enumerate(sets.param_names(space_of))}
     for kind in (isl.dim_type.set, isl.dim_type.in_):
         names[(kind, 0)], names[(kind, 1)] = "q", "k"
     return names

@@ -1,0 +1,124 @@
+"""Interval arithmetic: what an expression can be, and what that makes superfluous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from attnc.compiler.ir.expr.fold import add, floordiv, maximum, minimum, mod, scale, select, sub
+from attnc.compiler.ir.expr.nodes import (
+    Abs,
+    Add,
+    Const,
+    FloorDiv,
+    IntExpr,
+    Max,
+    Min,
+    Mod,
+    Scale,
+    Select,
+    Var,
+)
+
+Bounds: TypeAlias = tuple[int | None, int | None]
+"""Least and greatest value, both included; None: unbounded."""
+
+Ranges: TypeAlias = Mapping[str, Bounds]
+"""Bounds of variables, by name; a name that is absent is unbounded."""
+
+
+def interval(
+    expr: IntExpr, ranges: Ranges
+) -> Bounds:
+    """Return bounds of an expression given bounds of its variables (None: unbounded)."""
+    match expr:
+        case Const(value):
+            return value, value
+        case Var(name):
+            return ranges.get(name, (None, None))
+        case Add(parts):
+            pairs = [interval(p, ranges) for p in parts]
+            lows, highs = [p[0] for p in pairs], [p[1] for p in pairs]
+            return _sum_or_none(lows), _sum_or_none(highs)
+        case Scale(factor, part):
+            low, high = interval(part, ranges)
+            ends = (low, high) if factor > 0 else (high, low)
+            return tuple(None if e is None else factor * e for e in ends)  # type: ignore[return-value]
+        case FloorDiv(part, divisor):
+            low, high = interval(part, ranges)
+            return (
+                None if low is None else low // divisor,
+                None if high is None else high // divisor,
+            )
+        case Mod(_, divisor):
+            return 0, divisor - 1
+        case Min(parts) | Max(parts):
+            pairs = [interval(p, ranges) for p in parts]
+            some_low = [p[0] for p in pairs if p[0] is not None]
+            some_high = [p[1] for p in pairs if p[1] is not None]
+            if isinstance(expr, Min):
+                low = min(some_low) if len(some_low) == len(pairs) else None
+                return low, min(some_high, default=None)
+            high = max(some_high) if len(some_high) == len(pairs) else None
+            return max(some_low, default=None), high
+        case Abs(part):
+            low, high = interval(part, ranges)
+            ends2 = [abs(e) for e in (low, high) if e is not None]
+            least = 0 if low is None or high is None or low <= 0 <= high else min(ends2)
+            if low is not None and low >= 0:
+                least = low
+            return least, (max(ends2) if len(ends2) == 2 else None)
+        case Select(_, then, otherwise):
+            (a, b), (c, d) = interval(then, ranges), interval(otherwise, ranges)
+            return (
+                None if a is None or c is None else min(a, c),
+                None if b is None or d is None else max(b, d),
+            )
+
+
+def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
+    """Return an equal expression without the operations that ``interval`` shows to do nothing."""
+    def go(part: IntExpr) -> IntExpr:
+        return tidy(part, ranges)
+
+    match expr:
+        case Add(parts):
+            return add(*map(go, parts))
+        case Scale(factor, part):
+            return scale(factor, go(part))
+        case FloorDiv(part, divisor) | Mod(part, divisor):
+            inner = go(part)
+            low, high = interval(inner, ranges)
+            if low is not None and high is not None and low // divisor == high // divisor:
+                quotient = Const(low // divisor)
+                if isinstance(expr, FloorDiv):
+                    return quotient
+                return sub(inner, scale(divisor, quotient))
+            return floordiv(inner, divisor) if isinstance(expr, FloorDiv) else mod(inner, divisor)
+        case Min(parts) | Max(parts):
+            kind = minimum if isinstance(expr, Min) else maximum
+            return kind(*_undominated([go(p) for p in parts], ranges, isinstance(expr, Min)))
+        case Select(condition, then, otherwise):
+            return select(condition, go(then), go(otherwise))
+        case _:
+            return expr
+
+
+def _undominated(
+    parts: list[IntExpr], ranges: Ranges, least: bool
+) -> list[IntExpr]:
+    """Drop parts that another part always beats (ties keep the earlier one)."""
+    kept = list(dict.fromkeys(parts))
+    for part in list(kept):
+        for other in kept:
+            if other is part:
+                continue
+            low, _ = interval(sub(part, other) if least else sub(other, part), ranges)
+            if low is not None and low >= 0:
+                kept.remove(part)
+                break
+    return kept
+
+
+def _sum_or_none(values: list[int | None]) -> int | None:
+    return None if any(v is None for v in values) else sum(v for v in values if v is not None)

@@ -1,0 +1,120 @@
+"""The meaning of every node, by NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attnc.compiler.ir.expr.nodes import (
+    POW2_MAX_EXPONENT,
+    Abs,
+    Add,
+    And,
+    BoolExpr,
+    Compare,
+    CompareOp,
+    Const,
+    Exists,
+    Expr,
+    FloorDiv,
+    IsPow2,
+    Max,
+    Member,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Scale,
+    Select,
+    Truth,
+    Var,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def evaluate(expr: Expr, values: Mapping[str, Any]) -> Any:
+    """Evaluate with NumPy int64 arrays or plain integers for the variables (they broadcast).
+
+    Returns: an integer array for an ``IntExpr``, a boolean array for a ``BoolExpr`` (NumPy scalars
+    or Python values where nothing broadcasts). This is the definition of every node.
+    """
+    import numpy as np
+
+    def go(e: Expr) -> Any:
+        match e:
+            case Const(value) | Truth(value):
+                return value
+            case Var(name):
+                return values[name]
+            case Add(parts):
+                total = go(parts[0])
+                for part in parts[1:]:
+                    total = total + go(part)
+                return total
+            case Scale(factor, part):
+                return factor * go(part)
+            case FloorDiv(part, divisor):
+                return go(part) // divisor
+            case Mod(part, divisor):
+                return go(part) % divisor
+            case Min(parts):
+                return _fold(np.minimum, [go(p) for p in parts])
+            case Max(parts):
+                return _fold(np.maximum, [go(p) for p in parts])
+            case Abs(part):
+                return np.abs(go(part))
+            case Select(condition, then, otherwise):
+                return np.where(go(condition), go(then), go(otherwise))
+            case Compare(op, left, right):
+                return _COMPARE[op](go(left), go(right))
+            case IsPow2(part):
+                x = np.asarray(go(part))
+                return (x > 0) & (x <= 1 << POW2_MAX_EXPONENT) & ((x & (x - 1)) == 0)
+            case Member(part, members):
+                return np.isin(go(part), np.asarray(members))
+            case And(parts):
+                return _fold(np.logical_and, [go(p) for p in parts])
+            case Or(parts):
+                return _fold(np.logical_or, [go(p) for p in parts])
+            case Not(part):
+                return np.logical_not(go(part))
+            case Exists(var, low, high, body):
+                return _exists(var, go(low), go(high), body, values)
+        raise AssertionError(e)
+
+    return go(expr)
+
+
+_COMPARE: dict[CompareOp, Callable[[Any, Any], Any]] = {
+    "<=": lambda a, b: a <= b,
+    "<": lambda a, b: a < b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def _fold(ufunc: np.ufunc, parts: list[Any]) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = ufunc(total, part)
+    return total
+
+
+def _exists(
+    var: str, low: Any, high: Any, body: BoolExpr, values: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    import numpy as np
+
+    if not np.size(low) or not np.size(high):
+        return np.zeros(np.broadcast_shapes(np.shape(low), np.shape(high)), dtype=bool)
+    first, last = int(np.min(low)), int(np.max(high))
+    found: Any = np.False_
+    for i in range(first, last + 1):
+        inside = np.logical_and(np.less_equal(low, i), np.greater_equal(high, i))
+        found = np.logical_or(found, inside & evaluate(body, {**values, var: i}))
+    return np.asarray(found)

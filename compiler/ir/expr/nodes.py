@@ -1,0 +1,160 @@
+"""The nodes of the expression language: integers and truth values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+POW2_MAX_EXPONENT = 40
+"""``IsPow2`` holds for 2**0 .. 2**40 and for nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """An integer."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Var:
+    """A variable, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """The sum of the parts."""
+
+    parts: tuple[IntExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """``factor * part``."""
+
+    factor: int
+    part: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class FloorDiv:
+    """``floor(part / divisor)``, ``divisor > 0``."""
+
+    part: IntExpr
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mod:
+    """``part - divisor * floor(part / divisor)``, ``divisor > 0``: never negative."""
+
+    part: IntExpr
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Min:
+    """The least of the parts."""
+
+    parts: tuple[IntExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Max:
+    """The greatest of the parts."""
+
+    parts: tuple[IntExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Abs:
+    """``|part|``."""
+
+    part: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """``then`` where the condition holds, else ``otherwise``."""
+
+    condition: BoolExpr
+    then: IntExpr
+    otherwise: IntExpr
+
+
+IntExpr: TypeAlias = Const | Var | Add | Scale | FloorDiv | Mod | Min | Max | Abs | Select
+CompareOp = Literal["<=", "<", "==", "!=", ">", ">="]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """``true`` or ``false``."""
+
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """``left op right``."""
+
+    op: CompareOp
+    left: IntExpr
+    right: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class IsPow2:
+    """``part`` is one of 1, 2, 4, ..., 2**40."""
+
+    part: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """``part`` is one of ``values`` (sorted, distinct)."""
+
+    part: IntExpr
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Every part holds."""
+
+    parts: tuple[BoolExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Some part holds."""
+
+    parts: tuple[BoolExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The part does not hold."""
+
+    part: BoolExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Some integer ``low <= var <= high`` satisfies the body; every use of ``var`` is linear.
+
+    Only the pattern IR holds it: classification eliminates it (isl), residuals never show it.
+    """
+
+    var: str
+    low: IntExpr
+    high: IntExpr
+    body: BoolExpr
+
+
+BoolExpr: TypeAlias = Truth | Compare | IsPow2 | Member | And | Or | Not | Exists
+Expr: TypeAlias = IntExpr | BoolExpr
+
+TRUE, FALSE = Truth(True), Truth(False)
+ZERO, ONE = Const(0), Const(1)

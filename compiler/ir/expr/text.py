@@ -1,0 +1,86 @@
+"""Expressions as text, in the syntax of the language."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir.expr.nodes import (
+    Abs,
+    Add,
+    And,
+    Compare,
+    Const,
+    Exists,
+    Expr,
+    FloorDiv,
+    IsPow2,
+    Max,
+    Member,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Scale,
+    Select,
+    Truth,
+    Var,
+)
+
+_LEVEL = {"or": 1, "and": 2, "not": 3, "compare": 4, "sum": 5, "product": 6, "atom": 8}
+
+
+def show(expr: Expr) -> str:
+    """Return the expression in the syntax of the language; ``read.py`` parses it back."""
+    return _show(expr)[0]
+
+
+def _show(expr: Expr) -> tuple[str, int]:
+    def at(e: Expr, level: int) -> str:
+        text, own = _show(e)
+        return text if own >= level else f"({text})"
+
+    match expr:
+        case Const(value):
+            return str(value), _LEVEL["atom"] if value >= 0 else _LEVEL["sum"]
+        case Truth(value):
+            return ("true" if value else "false"), _LEVEL["atom"]
+        case Var(name):
+            return name, _LEVEL["atom"]
+        case Add(parts):
+            text = at(parts[0], _LEVEL["sum"])
+            for part in parts[1:]:
+                shown = at(part, _LEVEL["sum"])
+                text += f" - {shown[1:]}" if shown.startswith("-") else f" + {shown}"
+            return text, _LEVEL["sum"]
+        case Scale(-1, part):
+            return f"-{at(part, _LEVEL['atom'])}", _LEVEL["sum"]
+        case Scale(factor, part):
+            level = _LEVEL["product"] if factor > 0 else _LEVEL["sum"]
+            return f"{factor} * {at(part, _LEVEL['atom'])}", level
+        case FloorDiv(part, divisor):
+            return f"{at(part, _LEVEL['atom'])} div {divisor}", _LEVEL["product"]
+        case Mod(part, divisor):
+            return f"{at(part, _LEVEL['atom'])} mod {divisor}", _LEVEL["product"]
+        case Min(parts):
+            return f"min({', '.join(map(show, parts))})", _LEVEL["atom"]
+        case Max(parts):
+            return f"max({', '.join(map(show, parts))})", _LEVEL["atom"]
+        case Abs(part):
+            return f"abs({show(part)})", _LEVEL["atom"]
+        case Select(condition, then, otherwise):
+            return f"(if {show(condition)} then {show(then)} else {show(otherwise)})", 8
+        case Compare(op, left, right):
+            text = f"{at(left, _LEVEL['sum'])} {op} {at(right, _LEVEL['sum'])}"
+            return text, _LEVEL["compare"]
+        case IsPow2(part):
+            return f"is_pow2({show(part)})", _LEVEL["atom"]
+        case Member(part, values):
+            listed = ", ".join(map(str, values))
+            return f"{at(part, _LEVEL['sum'])} in [{listed}]", _LEVEL["compare"]
+        case And(parts):
+            return " and ".join(at(p, _LEVEL["not"]) for p in parts), _LEVEL["and"]
+        case Or(parts):
+            return " or ".join(at(p, _LEVEL["and"]) for p in parts), _LEVEL["or"]
+        case Not(part):
+            return f"not {at(part, _LEVEL['atom'])}", _LEVEL["not"]
+        case Exists(var, low, high, body):
+            return f"(exists {var} in {show(low)}..{show(high)} : {show(body)})", 8
+    raise AssertionError(expr)

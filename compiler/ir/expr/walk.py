@@ -1,0 +1,139 @@
+"""Walking and rewriting expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from attnc.compiler.ir.expr.fold import (
+    absolute,
+    add,
+    and_,
+    compare,
+    floordiv,
+    is_pow2,
+    maximum,
+    member,
+    minimum,
+    mod,
+    not_,
+    or_,
+    scale,
+    select,
+)
+from attnc.compiler.ir.expr.nodes import (
+    Abs,
+    Add,
+    And,
+    Compare,
+    Const,
+    Exists,
+    Expr,
+    FloorDiv,
+    IntExpr,
+    IsPow2,
+    Max,
+    Member,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Scale,
+    Select,
+    Truth,
+    Var,
+)
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """Return the direct sub-expressions, in order."""
+    match expr:
+        case Add(parts) | Min(parts) | Max(parts) | And(parts) | Or(parts):
+            return parts
+        case Scale(_, part) | FloorDiv(part, _) | Mod(part, _) | Member(part, _):
+            return (part,)
+        case Abs(part) | IsPow2(part) | Not(part):
+            return (part,)
+        case Compare(_, left, right):
+            return (left, right)
+        case Select(condition, then, otherwise):
+            return (condition, then, otherwise)
+        case Exists(_, low, high, body):
+            return (low, high, body)
+        case _:
+            return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """Yield the expression and all its descendants, parents first, without recursion."""
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(children(node)))
+
+
+def free_vars(expr: Expr) -> frozenset[str]:
+    """Return the names of the variables used and not bound by an ``Exists`` inside."""
+    if isinstance(expr, Exists):
+        outer = free_vars(expr.low) | free_vars(expr.high)
+        return outer | (free_vars(expr.body) - {expr.var})
+    if isinstance(expr, Var):
+        return frozenset((expr.name,))
+    return frozenset().union(*(free_vars(c) for c in children(expr)))
+
+
+def op_count(expr: Expr) -> int:
+    """Return how many operations evaluate the expression: the measure of "cheaper"."""
+    return sum(
+        len(node.parts) - 1 if isinstance(node, Add | Min | Max | And | Or)
+        else 3 if isinstance(node, IsPow2)
+        else 2 * len(node.values) if isinstance(node, Member)
+        else 1
+        for node in walk(expr)
+        if not isinstance(node, Const | Var | Truth)
+    )
+
+
+def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
+    """Return the expression with variables replaced, folded again on the way up."""
+    def go(e: Any) -> Any:
+        return substitute(e, values)
+
+    match expr:
+        case Var(name):
+            return values.get(name, expr)
+        case Add(parts):
+            return add(*map(go, parts))
+        case Scale(factor, part):
+            return scale(factor, go(part))
+        case FloorDiv(part, divisor):
+            return floordiv(go(part), divisor)
+        case Mod(part, divisor):
+            return mod(go(part), divisor)
+        case Min(parts):
+            return minimum(*map(go, parts))
+        case Max(parts):
+            return maximum(*map(go, parts))
+        case Abs(part):
+            return absolute(go(part))
+        case Select(condition, then, otherwise):
+            return select(go(condition), go(then), go(otherwise))
+        case Compare(op, left, right):
+            return compare(op, go(left), go(right))
+        case IsPow2(part):
+            return is_pow2(go(part))
+        case Member(part, members):
+            return member(go(part), members)
+        case And(parts):
+            return and_(*map(go, parts))
+        case Or(parts):
+            return or_(*map(go, parts))
+        case Not(part):
+            return not_(go(part))
+        case Exists(var, low, high, body):
+            inner = {n: v for n, v in values.items() if n != var}
+            return replace(expr, low=go(low), high=go(high), body=substitute(body, inner))
+        case _:
+            return expr
