@@ -294,7 +294,9 @@ def compile(
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
         cpu_tile=cpu_tile,
     )
-    return compile_pattern(p.ir, chosen, folder=folder, keep=cache)
+    op = compile_pattern(p.ir, chosen, folder=folder, keep=cache)
+    op.pattern = p
+    return op
 
 
 def _lengths(method: str, n: int | None, nq: int | None, nk: int | None) -> tuple[int, int]:

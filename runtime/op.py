@@ -28,7 +28,7 @@ class Op:
 
     Attributes:
         name: the pattern's name.
-        pattern: the pattern IR it was compiled from.
+        pattern: what was given to ``attnc.compile``.
         source: the text of the written module.
         path: where that module lies.
     """
@@ -36,7 +36,8 @@ class Op:
     def __init__(self, module: ModuleType, source: str, pattern: Pattern, options: Options) -> None:
         self._function = module.op
         self.name = pattern.name
-        self.pattern = pattern
+        self.pattern: Any = pattern
+        self._ir = pattern
         self.source = source
         self.path = Path(str(module.__file__))
         self.options = options
@@ -56,7 +57,10 @@ class Op:
     @cached_property
     def plan(self) -> Plan:
         """The kernel plan; made again when the module came from the cache."""
-        return self.options.plan(self.pattern)
+        return self.options.plan(self._ir)
+
+    def __deepcopy__(self, memo: object) -> Op:
+        return self  # nothing in it changes; copies of a model share the compiled op
 
     def __repr__(self) -> str:
         o = self.options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def test_compile_gives_an_op_and_its_module(tmp_path: Path) -> None:
     op = attnc.compile(pattern, head_dim=16, value_dim=32, dtype=torch.float16, folder=folder)
     assert (op.name, op.path) == ("both", folder / "both.py")
     assert op.source == op.path.read_text()
-    assert op.pattern == pattern.ir
+    assert op.pattern is pattern
+    assert copy.deepcopy({"attend": op})["attend"] is op
     assert (op.plan.forward.head_dim, op.plan.forward.value_dim) == (16, 32)
     assert op.plan.forward.dtype == "fp16"
     assert sorted(p.name for p in folder.glob("*.py")) == ["__init__.py", "both.py"]
