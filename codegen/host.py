@@ -166,6 +166,9 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
                 out.line('f"{batch} x {heads} heads x {nq} queries need {programs} programs; "')
                 out.line('"a GPU runs 2**31 - 1 at once: split the batch"')
             out.line(")")
+        with out.block("if scale < 0:"):
+            out.comment("The kernel wants the row maximum of the products: one pass over q.")
+            out.line("q, scale = -q, -scale")
         out.comment("A stride along a dimension of one element means nothing: drop it.")
         out.line(
             "strides = [s if n > 1 else 0 for t in (q, k, v) "
@@ -191,7 +194,7 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
         if schedule:
             arguments.append("*schedule")
         arguments += [
-            "scale * 1.4426950408889634",
+            "max(scale * 1.4426950408889634, 1e-37)",
             "*(s // align for s in strides)",
             *("nq", "nk", "heads", "group", "batch", "section"),
             "ALIGN=align",

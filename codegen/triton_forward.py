@@ -38,7 +38,8 @@ _LONGEST_COMMENT = 240
 def parameters(plan: ForwardPlan) -> tuple[tuple[str, str], ...]:
     """Return the run-time arguments of the kernel in order, with their Triton types.
 
-    A type ``*`` is a pointer to the dtype of the call. ALIGN and WIDE, constexpr, follow them.
+    A type ``*`` is a pointer to the dtype of the call. ALIGN and WIDE, constexpr, follow them;
+    ``scale_log2`` is positive.
     """
     pointers: list[tuple[str, str]] = [("Q", "*"), ("K", "*"), ("V", "*"), ("Out", "*")]
     pointers.append(("Lse", "*fp32"))
@@ -168,21 +169,13 @@ class _Kernel:
         mask = "q_pos < nq" if plan.head_dim == padded(plan.head_dim) else (
             "(q_pos < nq) & (dims[None, :] < D)"
         )
-        out.line(
-            "q = tl.load(Q + q_pos * (q_row * ALIGN) + dims[None, :], "
-            f"mask={mask}, other=0.0)  # [BQ, D]"
-        )
-        out.comment("exp2 is the fast one: scores are scaled to base 2. The sign goes into q.")
-        out.line("q = tl.where(scale_log2 < 0, -q, q)")
-        out.line("scale_log2 = tl.maximum(tl.abs(scale_log2), 1.0e-37)")
-        out.line()
+        start = "Q + q_pos * (q_row * ALIGN) + dims[None, :]"
+        out.call("q = tl.load(", [start, f"mask={mask}", "other=0.0"], ")  # [BQ, D]")
         out.comment("Offsets inside a key tile fit 32 bits unless rows lie very far apart.")
-        for low, dim_name, where in (("k", "dims[:, None]", "None, :"),
-                                     ("v", "value_dims[None, :]", ":, None")):
-            with out.block("if WIDE:"):
-                out.line(f"{low}_offsets = span[{where}] * {low}_step + {dim_name}")
-            with out.block("else:"):
-                out.line(f"{low}_offsets = span[{where}] * {low}_step.to(tl.int32) + {dim_name}")
+        with out.block("if WIDE:"):
+            out.line("k_near, v_near = k_step, v_step")
+        with out.block("else:"):
+            out.line("k_near, v_near = k_step.to(tl.int32), v_step.to(tl.int32)")
         out.line()
 
     def _pads(self) -> tuple[str, str]:
@@ -250,13 +243,18 @@ class _Kernel:
         out, plan = self.out, self.plan
         d_pad, dv_pad = self._pads()
         out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
-        keys = "k_pos < nk" if d_pad == "D" else "(k_pos < nk) & (dims[:, None] < D)"
-        rows = "kb * BK + span[:, None] < nk"
-        values = rows if dv_pad == "DV" else f"({rows}) & (value_dims[None, :] < DV)"
+        out.comment("Past the end of the keys the last one is read again; its scores are masked.")
+        out.line("near = tl.minimum(span, nk - 1 - kb * BK)")
         out.line("k_tile = K + kb.to(tl.int64) * BK * k_step")
         out.line("v_tile = V + kb.to(tl.int64) * BK * v_step")
-        out.line(f"k = tl.load(k_tile + k_offsets, mask={keys}, other=0.0)  # [D, BK]")
-        out.line(f"v = tl.load(v_tile + v_offsets, mask={values}, other=0.0)  # [BK, DV]")
+        for name, where, place, padded_dim, shape in (
+            ("k", "None, :", "dims[:, None]", d_pad != "D" and "D", "[D, BK]"),
+            ("v", ":, None", "value_dims[None, :]", dv_pad != "DV" and "DV", "[BK, DV]"),
+        ):
+            given = [f"{name}_tile + near[{where}] * {name}_near + {place}"]
+            if padded_dim:
+                given += [f"mask={place} < {padded_dim}", "other=0.0"]
+            out.call(f"{name} = tl.load(", given, f")  # {shape}")
         out.line('s = tl.dot(q, k, input_precision="ieee")  # [BQ, BK] fp32')
         keyword = "if"
         for number, test in self._class_tests():
@@ -316,12 +314,10 @@ class _Kernel:
         out.line("lse = (top + tl.math.log2(total)) * 0.6931471805599453")
         out.line('lse = tl.where(empty, float("-inf"), lse)')
         out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
-        out.line(
-            "tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask=q_pos < nq)"
-        )
+        out.line("tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask=q_pos < nq)")
         mask = "q_pos < nq" if dv_pad == "DV" else "(q_pos < nq) & (value_dims[None, :] < DV)"
         out.line("result = (accumulated / total[:, None]).to(Out.dtype.element_ty)")
-        out.line(f"tl.store(Out + row * DV + value_dims[None, :], result, mask={mask})")
+        out.call("tl.store(", ["Out + row * DV + value_dims[None, :]", "result", f"mask={mask}"])
 
 
 _SOFTMAX = (
@@ -329,8 +325,8 @@ _SOFTMAX = (
     "p = tl.math.exp2(s * scale_log2 - new_top[:, None])  # [BQ, BK]",
     "shrink = tl.math.exp2(top - new_top)",
     "total = total * shrink + tl.sum(p, 1)",
-    "accumulated = tl.dot(p.to(v.dtype), v, accumulated * shrink[:, None], "
-    'input_precision="ieee")',
+    "accumulated = accumulated * shrink[:, None]",
+    'accumulated = tl.dot(p.to(v.dtype), v, accumulated, input_precision="ieee")',
     "top = new_top",
 )
 

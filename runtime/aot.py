@@ -1,0 +1,180 @@
+"""kernel source + forward plan -> machine code, ahead of time and without a GPU."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnc.codegen.triton_forward import KERNEL, parameters
+from attnc.compiler.ir.plan import ForwardPlan, Target
+
+_GPU: dict[Target, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_SECONDS = 300
+_INSTALL = 'install it with `pip install "attnc[torch]"` (triton 3.6 to 3.9, Linux)'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A compiled kernel and what the assembler reported.
+
+    ``assembly`` is PTX for NVIDIA and GCN assembly for AMD; ``sass`` is the disassembled machine
+    code (for AMD the same as ``assembly``). ``wgmma`` counts Hopper's asynchronous matrix
+    instructions, ``waits`` the waits for them: as many waits as products means that they run one
+    after the other.
+    """
+
+    target: Target
+    triton_version: str
+    assembly: str
+    sass: str
+    binary: bytes
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    wgmma: int
+    waits: int
+    seconds: float
+
+    @property
+    def ptx(self) -> str:
+        """The assembly text."""
+        return self.assembly
+
+
+def compile_kernel(source_text: str, plan: ForwardPlan, target: Target | None = None) -> Artifact:
+    """Compile the forward kernel in a source text (a written module, or the bare kernel).
+
+    Args:
+        target: the plan's own when not given.
+    Raises: RuntimeError when triton is missing or refuses the kernel.
+    """
+    (result,) = compile_kernels([(source_text, plan, target or plan.target)])
+    if isinstance(result, RuntimeError):
+        raise result
+    return result
+
+
+def compile_kernels(
+    jobs: Sequence[tuple[str, ForwardPlan, Target]],
+) -> list[Artifact | RuntimeError]:
+    """Compile several kernels in one process; one that fails gives its error in its place.
+
+    Raises: RuntimeError when triton is missing or the compiling process dies.
+    """
+    with tempfile.TemporaryDirectory(prefix="attnc-aot-") as folder:
+        descriptions = []
+        for number, (text, plan, target) in enumerate(jobs):
+            path = Path(folder) / f"kernel_{number}.py"
+            path.write_text(kernel_source(text), encoding="utf-8")
+            descriptions.append(_job(path, plan, target))
+        answer = _ask_worker(descriptions)
+    version = str(answer["triton"])
+    results: list[Artifact | RuntimeError] = []
+    for (_, plan, target), found in zip(jobs, answer["results"], strict=True):
+        if "error" in found:
+            tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
+            results.append(RuntimeError(
+                f"triton {version} cannot compile the kernel of "
+                f"`{plan.block_mask.pattern.name}` for {target} ({tile}): {found['error']}"
+            ))
+            continue
+        sass = found["sass"]
+        results.append(Artifact(
+            target=target,
+            triton_version=version,
+            assembly=found["assembly"],
+            sass=sass,
+            binary=base64.b64decode(found["binary"]),
+            registers=found["registers"],
+            spill_bytes=found["spill_bytes"],
+            shared_bytes=found["shared_bytes"],
+            wgmma=len(re.findall(r"\sHGMMA\.", sass)),
+            waits=len(re.findall(r"\sWARPGROUP\.DEPBAR", sass)),
+            seconds=found["seconds"],
+        ))
+    return results
+
+
+def kernel_source(text: str) -> str:
+    """Cut the Triton functions out of a text, so that compiling them needs triton alone."""
+    lines = text.splitlines(keepends=True)
+    functions = [
+        "".join(lines[min(d.lineno for d in node.decorator_list) - 1 : node.end_lineno])
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and any(map(_is_jit, node.decorator_list))
+    ]
+    if not functions:
+        raise ValueError("the source text holds no Triton kernel")
+    head = "import triton\nimport triton.language as tl\n"
+    return "\n\n".join([head, *functions])
+
+
+def _is_jit(decorator: ast.expr) -> bool:
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(function) == "triton.jit"
+
+
+def _job(path: Path, plan: ForwardPlan, target: Target) -> dict[str, object]:
+    """Describe a kernel as the JIT would see it: aligned pointers, contiguous head dims."""
+    signature: dict[str, str] = {}
+    for name, kind in parameters(plan):
+        signature[name] = f"*{plan.dtype}" if kind == "*" else kind
+    item_bytes = _ITEM_BYTES[plan.dtype]
+    constexprs = {
+        "ALIGN": math.gcd(16 // item_bytes, plan.head_dim, plan.value_dim),
+        "WIDE": False,
+    }
+    return {
+        "path": str(path),
+        "name": KERNEL,
+        "signature": {**signature, **dict.fromkeys(constexprs, "constexpr")},
+        "constexprs": constexprs,
+        "aligned": [n for n, kind in parameters(plan) if kind.startswith("*")],
+        "target": _GPU[target],
+        "options": {"num_warps": plan.warps, "num_stages": plan.stages},
+    }
+
+
+def _ask_worker(jobs: list[dict[str, object]]) -> dict[str, list[dict[str, str]]]:
+    worker = Path(__file__).with_name("aot_worker.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(worker)],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=_SECONDS * len(jobs),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise RuntimeError(f"ahead-of-time compilation took over {late.timeout} s") from late
+    try:
+        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        tail = done.stderr.strip()[-2000:]
+        raise RuntimeError(
+            f"the ahead-of-time compiler ended with status {done.returncode}: {tail}"
+        ) from None
+    if "missing" in answer:
+        raise RuntimeError(
+            f"ahead-of-time compilation needs triton ({answer['missing']}); {_INSTALL}"
+        )
+    return answer
