@@ -22,6 +22,9 @@ BUDGET_OPERATIONS = 5_000_000
 MAX_LISTED = 64
 """Longest list of members isl is asked about; beyond it the list is widened to its hull."""
 
+MAX_TEXT = 1 << 14
+"""Longest text of an operand of ``abs`` that isl is asked about."""
+
 T = TypeVar("T")
 _CONTEXT = isl.Context()
 _CONTEXT.set_on_error(isl.on_error.CONTINUE)
@@ -124,6 +127,8 @@ def _int_text(expr: ex.IntExpr, bound: list[tuple[str, str]]) -> str:
             return f"max({', '.join(map(go, parts))})"
         case ex.Abs(part):
             inner = go(part)
+            if len(inner) > MAX_TEXT:  # the text doubles at every level of nested abs
+                raise OverBudget("abs of abs of abs ...")
             return f"max({inner}, -({inner}))"
         case ex.Select(condition, then, otherwise):
             name = f"select{len(bound)}_"
