@@ -139,19 +139,20 @@ def _forward(
     for argument, t in (("q", q), ("k", k)):
         if t.shape[2] > _MOST_TOKENS:
             raise ValueError(f"{NAME}: {argument} has {t.shape[2]} tokens, the most is 2**30")
-    out, lse = _empty(q, v)
-    if k.shape[2] == 0 or lse.numel() == 0:
+    if 0 in (*q.shape[:3], k.shape[2]):
+        out, lse = _empty(q)
         return out.zero_(), lse.fill_(-math.inf)
-    if q.device.type == "cuda":
-        if _NO_TRITON is not None:
-            raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
-        _gpu_forward(q, k, v, scale, out, lse)
-        return out, lse
-    out, lse = _cpu_forward(q, k, v, scale)
-    return out.contiguous(), lse.contiguous()
+    if q.device.type == "cpu":
+        out, lse = _cpu_forward(q, k, v, scale)
+        return out.contiguous(), lse.contiguous()
+    if _NO_TRITON is not None:
+        raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
+    out, lse = _empty(q)
+    _gpu_forward(q, k, v, scale, out, lse)
+    return out, lse
 
 
-def _empty(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return uninitialised results; lse is float32, float64 beside float64."""
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = q.new_empty((q.shape[0], q.shape[1], q.shape[2], VALUE_DIM))
@@ -162,7 +163,7 @@ def _fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check(q, k, v)
-    return _empty(q, v)
+    return _empty(q)
 
 
 _NO_BACKWARD = (

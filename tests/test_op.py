@@ -165,6 +165,12 @@ def test_a_per_head_pattern_fixes_the_number_of_heads(compiled: Any) -> None:
         compiled(PER_HEAD)(*inputs(heads=2))
 
 
+def test_lengths_beyond_the_kernels_are_refused(compiled: Any) -> None:
+    long = torch.zeros(1, 1, 1, 16).expand(1, 1, 2**30 + 1, 16)
+    with pytest.raises(ValueError, match=r"k has 1073741825 tokens, the most is 2\*\*30"):
+        compiled(WINDOW)(long[:, :, :1], long, long)
+
+
 def test_what_is_not_a_tensor_is_a_type_error(compiled: Any) -> None:
     q, k, _ = inputs()
     with pytest.raises(TypeError, match=r"v must be a torch\.Tensor, got list"):
