@@ -30,8 +30,8 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
         checker = _Checker(current)
         checker.file()
         found += checker.found
-        if current is module:
-            found += checker.unused()
+        if current is module and not checker.found:
+            found += checker.unused()  # beside an error, such as a misspelt name, it is an echo
         pending += [d.module for d in current.imports.values()]
     return tuple(sorted(found, key=lambda d: d.severity != "error"))
 
