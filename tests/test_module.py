@@ -287,6 +287,12 @@ def test_the_kernel_of_a_module_runs_interpreted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(attnc.zoo))
-def test_every_zoo_pattern_becomes_a_module(name: str) -> None:
-    text = emitted.emit_module(build_plan(attnc.zoo[name]().ir, head_dim=64))
+def test_every_zoo_pattern_becomes_a_module_that_keeps_its_mask(name: str, tmp_path: Path) -> None:
+    pattern = attnc.zoo[name]()
+    path = build.write_module(build_plan(pattern.ir, head_dim=16), tmp_path)
+    text = path.read_text(encoding="utf-8")
     assert f"attnc       {attnc.__version__}\n    pattern     {name}\n" in text
+    heads = pattern.heads or 2
+    q, k, v = torch.randn(3, 1, heads, 130, 16).unbind()
+    out, lse = build.load_module(path).op(q, k, v, return_lse=True)
+    assert_within(out, lse, q, k, v, pattern.mask(130))
