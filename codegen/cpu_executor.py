@@ -31,7 +31,8 @@ def _cpu_attention(
     lse = q.new_empty(q.shape[:3], dtype=exact)
     if nk == 0 or lse.numel() == 0:  # the kernel dies of a length 0
         return q.new_zeros((*q.shape[:3], value_dim)), lse.fill_(-math.inf)
-    schedule = _schedule(tiles, nq, nk)
+    with torch.device("cpu"):  # whatever the default device is
+        schedule = _schedule(tiles, nq, nk)
     out = q.new_empty((*q.shape[:3], value_dim), dtype=exact if schedule.merges else q.dtype)
     if schedule.prefill:
         out.zero_()
@@ -168,14 +169,15 @@ def _mask(
     name = (call.number, first, count, dtype)
     if name in schedule.masks:
         return schedule.masks[name]
-    index = first + torch.arange(count)[:, None, None]
-    q = call.first_query + index * call.query_step + torch.arange(call.queries)[:, None]
-    k = call.first_key + index * call.key_step + torch.arange(call.keys)
-    kept = call.strip.keep(q, k if keys.positions is None else keys.positions[k], head, nq, nk)
-    kept = torch.as_tensor(kept).expand(count, call.queries, call.keys)
+    with torch.device("cpu"):
+        index = first + torch.arange(count)[:, None, None]
+        q = call.first_query + index * call.query_step + torch.arange(call.queries)[:, None]
+        k = call.first_key + index * call.key_step + torch.arange(call.keys)
+        kept = call.strip.keep(q, k if keys.positions is None else keys.positions[k], head, nq, nk)
+        kept = torch.as_tensor(kept).expand(count, call.queries, call.keys)
     mask = dead = None
     if not kept.all():
-        mask = torch.zeros((1, *kept.shape), dtype=dtype).masked_fill_(~kept, -math.inf)
+        mask = kept.new_zeros((1, *kept.shape), dtype=dtype).masked_fill_(~kept, -math.inf)
         some = ~kept.any(-1)
         dead = some[None] if some.any() else None
     held = sum(m.nbytes for m, _ in list(schedule.masks.values()) if m is not None)

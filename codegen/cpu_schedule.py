@@ -148,12 +148,10 @@ def _equal_heads(
     tiles: _CpuTiles, tables: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> list[tuple[int, ...] | None]:
     """Gather the heads that see the same tiles under the same masks; None stands for all."""
-    if tiles.heads is None:
+    if tiles.heads is None or not tables:
         return [None]
     if any(strip.by_head for strip in tiles.strips):
         return [(head,) for head in range(tiles.heads)]
-    if not tables:
-        return []
     _, label = torch.cat([x for pair in tables for x in pair], 1).unique(dim=0, return_inverse=True)
     found = [(label == i).nonzero()[:, 0].tolist() for i in range(int(label.max()) + 1)]
     return [tuple(heads) if len(heads) < tiles.heads else None for heads in found]
