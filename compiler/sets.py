@@ -16,7 +16,7 @@ import islpy as isl
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-BUDGET_OPERATIONS = 5_000_000
+BUDGET_OPERATIONS = 3_000_000
 """isl operations one question may take: roughly half a second."""
 
 MAX_LISTED = 64
@@ -184,9 +184,9 @@ def read_set(source: str) -> isl.Set:
 # ------------------------------------------------------------------------- isl -> expression
 
 
-def zero() -> isl.Val:
-    """Return isl's zero."""
-    return isl.Val.zero(_CONTEXT)
+def val(value: int) -> isl.Val:
+    """Return an integer as an isl value."""
+    return isl.Val.int_from_si(_CONTEXT, value)
 
 
 def rational(value: isl.Val) -> Fraction:

@@ -13,7 +13,7 @@ import islpy as isl
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.blockmask import TILE_VARS, BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes import progression as prog
 from attnc.compiler.passes.residual import residual
@@ -52,45 +52,49 @@ def classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
 
 @lru_cache(maxsize=256)
 def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
-    whole = pattern.predicate
-    if whole == ex.FALSE:
+    if pattern.predicate == ex.FALSE:
         return BlockMask(pattern=pattern, tiling=tiling, pieces=())
     notes: list[str] = []
-    near = hints(pattern, tiling)  # before the budget starts: budgets do not nest
-    try:
-        with sets.budget():
-            found = relations(pattern, tiling)
-            pieces = _pieces(found.full, found, whole, near, full=True)
-            pieces += _pieces(found.partial, found, whole, near, full=False)
-            return BlockMask(pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces))
-    except sets.OverBudget as error:
-        notes.append(f"full tiles are masked too: {error}")
-    try:
-        with sets.budget():
-            found = project(pattern, tiling)
-            pieces = _pieces(found.nonempty, found, whole, near, full=False)
-            return BlockMask(
-                pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces),
-                widened=tuple(notes),
-            )
-    except sets.OverBudget as error:
-        notes.append(f"each row visits the hull of its tiles: {error}")
-    try:
-        with sets.budget():
-            found = project(pattern, tiling)
-            interval = prog.hull(prog.row_of(found.nonempty, found.context))
-            if interval is not None and _clean(interval):
-                piece = Piece(tiles=interval, residual=whole)
-                return BlockMask(
-                    pattern=pattern, tiling=tiling, pieces=(piece,), widened=tuple(notes)
-                )
-    except sets.OverBudget as error:
-        notes.append(f"each row visits all tiles: {error}")
+    for attempt, failure in (
+        (_exact, "full tiles are masked too"),
+        (_visited, "each row visits the hull of its tiles"),
+        (_hull, "each row visits all tiles"),
+    ):
+        try:
+            pieces = merge_residuals(attempt(pattern, tiling))
+            return BlockMask(pattern=pattern, tiling=tiling, pieces=pieces, widened=tuple(notes))
+        except sets.OverBudget as error:
+            notes.append(f"{failure}: {error}")
     everything = Progression(base=ex.ZERO, count=ex.Var("NK"))
     return BlockMask(
-        pattern=pattern, tiling=tiling, pieces=(Piece(tiles=everything, residual=whole),),
-        widened=tuple(notes) or ("each row visits all tiles: its hull has no bound",),
+        pattern=pattern, tiling=tiling, widened=tuple(notes),
+        pieces=(Piece(tiles=everything, residual=pattern.predicate),),
     )
+
+
+def _exact(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+    """Full and partial tiles, each class cut into progressions."""
+    with sets.budget():
+        found = relations(pattern, tiling)
+    full = [Piece(tiles=p) for p, _ in best_split(found.full, found, pattern, tiling)]
+    return full + _partial(found.partial, found, pattern, tiling)
+
+
+def _visited(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+    """All visited tiles as partial ones."""
+    with sets.budget():
+        found = project(pattern, tiling)
+    return _partial(found.nonempty, found, pattern, tiling)
+
+
+def _hull(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+    """One interval of tiles a row, from its first visited tile to its last."""
+    with sets.budget():
+        found = project(pattern, tiling)
+        interval = prog.hull(prog.row_of(found.nonempty, found.context))
+    if interval is None or not _clean(interval):
+        raise sets.OverBudget("the hull has no simple bound")
+    return [Piece(tiles=interval, residual=pattern.predicate)]
 
 
 def project(pattern: Pattern, tiling: Tiling) -> Relations:
@@ -192,35 +196,38 @@ def _ranges(first: ex.IntExpr, last: ex.IntExpr, tiling: Tiling) -> list[Progres
     ]
 
 
-def _pieces(
-    tiles: isl.Map,
-    found: Relations,
-    whole: ex.BoolExpr,
-    near: tuple[Progression, ...],
-    *,
-    full: bool,
+def _partial(
+    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling
 ) -> list[Piece]:
-    """Turn one class of tiles into pieces with their residuals."""
+    """Cut partial tiles into pieces and find what each still has to check."""
+    whole = pattern.predicate
+    parts = best_split(tiles, found, pattern, tiling)
+    if len(parts) > MAX_RESIDUALS:
+        return [Piece(tiles=progression, residual=whole) for progression, _ in parts]
+    with sets.budget():
+        return [
+            Piece(tiles=progression, residual=residual_of(found, exact, whole))
+            for progression, exact in parts
+        ]
+
+
+def best_split(
+    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling
+) -> list[tuple[Progression, isl.Set]]:
+    """Cut tiles into progressions, with hints where that needs fewer or simpler ones.
+
+    Raises: OverBudget.
+    """
     row = prog.row_of(tiles.coalesce(), found.context)
-    parts = best_split(row, near)
-    pieces: list[Piece] = []
-    for progression, exact in parts:
-        check: ex.BoolExpr = ex.TRUE
-        if not full and len(parts) > MAX_RESIDUALS:
-            check = whole
-        elif not full:
-            check = residual_of(found, exact, whole)
-        pieces.append(Piece(tiles=progression, residual=check))
-    return pieces
-
-
-def best_split(row: prog.Row, near: tuple[Progression, ...]) -> list[tuple[Progression, isl.Set]]:
-    """Cut a row with and without hints; fewer pieces win, then simpler bounds."""
     options: list[list[tuple[Progression, isl.Set]]] = []
-    trouble: sets.OverBudget | None = None
-    for tries in ((), near) if near else ((),):
+    trouble = sets.OverBudget("loop bounds that need an existential variable")
+    for with_hints in (False, True):
+        near = hints(pattern, tiling) if with_hints else ()
+        if with_hints and not near:
+            break
         try:
-            parts = prog.split(row, tries)
+            with sets.budget():
+                parts = prog.split(row, near)
         except sets.OverBudget as error:
             trouble = error
             continue
@@ -230,7 +237,7 @@ def best_split(row: prog.Row, near: tuple[Progression, ...]) -> list[tuple[Progr
             if pieces <= 1 or pieces > MAX_RESIDUALS or operations <= SIMPLE * pieces:
                 break
     if not options:
-        raise trouble or sets.OverBudget("loop bounds that need an existential variable")
+        raise trouble
     return min(options, key=_cost)
 
 
@@ -249,8 +256,6 @@ def lengths(context: isl.Set) -> isl.Set:
 
 
 def _clean(progression: Progression) -> bool:
-    from attnc.compiler.ir.blockmask import TILE_VARS
-
     return (ex.free_vars(progression.base) | ex.free_vars(progression.count)) <= TILE_VARS
 
 

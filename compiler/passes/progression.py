@@ -15,12 +15,18 @@ from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression
 
-MAX_MERGE = 12
+MAX_MERGE = 8
 """Above so many basic pieces, neighbours are not tried for merging (quadratic in isl calls)."""
 
 
 MAX_OPERATIONS = 56
 """Bounds with more operations than this are not worth a loop prologue: the hull serves."""
+
+TRIAL_ROWS = ((0, 1), (0, 12), (2, 12), (5, 4), (7, 12), (11, 9), (40, 41))
+"""Small ``(qb, NK)`` at which a guess must hold before isl is asked to prove it."""
+
+MAX_TRIAL_TILES = 4096
+"""A guess with more tiles than this in one trial row is dropped unlooked at."""
 
 RANGES = {"qb": (0, None), "h": (0, None), "NQ": (1, None), "NK": (1, None)}
 
@@ -143,15 +149,63 @@ def fit(row: Row) -> Progression | None:
     tiles = row.tiles.intersect_params(row.context)
     if tiles.is_empty():
         return Progression(base=ex.ZERO, count=ex.ZERO)
+    trials = _trials(row)
     for guess in _guesses(row, tiles):
         if ex.op_count(guess.base) + ex.op_count(guess.count) > MAX_OPERATIONS:
             continue
+        if any(_tiles_at(guess, values) != seen for values, seen in trials):
+            continue  # wrong already at a trial point: isl need not be asked
         tidied = replace(
             guess, base=ex.tidy(guess.base, RANGES), count=ex.tidy(guess.count, RANGES)
         )
         if row.same(as_set(tidied, tiles)):
             return tidied
     return None
+
+
+def _trials(row: Row) -> list[tuple[dict[str, int], list[int]]]:
+    """Return the key tiles at a few small rows: cheap grounds to drop a wrong guess."""
+    trials = []
+    for qb, keys in TRIAL_ROWS:
+        values = _point(row.context, {"qb": qb, "NK": keys})
+        if values is None:
+            continue
+        at = row.tiles
+        for i, name in enumerate(sets.param_names(at)):
+            at = at.fix_val(isl.dim_type.param, i, sets.val(values[name]))
+        seen: list[int] = []
+
+        def add(point: isl.Point, seen: list[int] = seen) -> None:
+            seen.append(int(point.get_coordinate_val(isl.dim_type.set, 0).to_python()))
+
+        at.project_out(isl.dim_type.param, 0, at.dim(isl.dim_type.param)).foreach_point(add)
+        trials.append((values, sorted(seen)))
+    return trials
+
+
+def _point(context: isl.Set, wanted: dict[str, int]) -> dict[str, int] | None:
+    """Return values of all parameters that satisfy the context and the wanted ones, if any do."""
+    names = sets.param_names(context)
+    for i, name in enumerate(names):
+        if name in wanted:
+            context = context.fix_val(isl.dim_type.param, i, sets.val(wanted[name]))
+    points = context.from_params().move_dims(
+        isl.dim_type.set, 0, isl.dim_type.param, 0, len(names)
+    )
+    if points.is_empty():
+        return None
+    point = points.sample_point()
+    return {
+        name: int(point.get_coordinate_val(isl.dim_type.set, i).to_python())
+        for i, name in enumerate(names)
+    }
+
+
+def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
+    base, count = (int(ex.evaluate(e, values)) for e in (guess.base, guess.count))
+    if count > MAX_TRIAL_TILES:
+        return []
+    return sorted(base + guess.period * (i // guess.run) + i % guess.run for i in range(count))
 
 
 def _guesses(row: Row, tiles: isl.Set) -> Iterator[Progression]:
@@ -233,7 +287,7 @@ def _ends_of_basic(
         for constraint in basic.get_constraints():
             aff = constraint.get_aff()
             factor = int(sets.rational(aff.get_coefficient_val(isl.dim_type.in_, 0)))
-            rest = aff.set_coefficient_val(isl.dim_type.in_, 0, sets.zero())
+            rest = aff.set_coefficient_val(isl.dim_type.in_, 0, sets.val(0))
             if constraint.is_div_constraint():
                 continue
             if _div_uses_tile(rest):

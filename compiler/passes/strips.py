@@ -15,12 +15,11 @@ from attnc.compiler.ir.blockmask import Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Strip
 from attnc.compiler.passes import classify as cl
-from attnc.compiler.passes import progression as prog
 
 MAX_SHIFT_ROWS = 64
 """Longest row period that is tried for a shared mask."""
 
-SHIFT_OPERATIONS = 400_000
+SHIFT_OPERATIONS = 100_000
 """isl operations the search for a shared mask may take, a strip."""
 
 MAX_STRIPS = 48
@@ -37,13 +36,12 @@ def strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     whole = pattern.predicate
     if whole == ex.FALSE:
         return ()
-    near = cl.hints(pattern, tiling)  # before the budget starts: budgets do not nest
     try:
         with sets.budget():
             found = cl.project(pattern, tiling)
-            row = prog.row_of(found.nonempty, found.context)
-            parts = cl.best_split(row, near)
-            few = len(parts) <= MAX_STRIPS
+        parts = cl.best_split(found.nonempty, found, pattern, tiling)
+        few = len(parts) <= MAX_STRIPS
+        with sets.budget():
             checks = [cl.residual_of(found, e, whole) if few else whole for _, e in parts]
     except sets.OverBudget:
         return tuple(
