@@ -9,11 +9,11 @@ import importlib.util
 import itertools
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from attnc.codegen.host import emit_host
@@ -81,9 +81,11 @@ def causal(side: int = 16, **options: Any) -> ForwardPlan:
 def longformer(side: int = 16, reach: int = 3, sinks: int = 5, **options: Any) -> ForwardPlan:
     """Causal window of ``reach`` tiles back, plus sinks: sink | left edge | full | diagonal."""
     before = reach * side
+    near_enough = ex.compare("<=", ex.sub(Q, K), ex.Const(before))
+    in_sinks = ex.compare("<", K, ex.Const(sinks))
     keep = ex.and_(
         ex.compare("<=", K, Q),
-        ex.or_(ex.compare("<=", ex.sub(Q, K), ex.Const(before)), ex.compare("<", K, ex.Const(sinks))),
+        ex.or_(near_enough, in_sinks),
     )
     left = ex.sub(QB, ex.Const(reach))
     last = ex.sub(NK, ex.ONE)
@@ -94,7 +96,7 @@ def longformer(side: int = 16, reach: int = 3, sinks: int = 5, **options: Any) -
             tiles=Progression(
                 base=ex.ZERO, count=ex.minimum(ex.Const(sink_tiles), left, NK),
             ),
-            residual=ex.compare("<", K, ex.Const(sinks)),
+            residual=in_sinks,
         ),
         Piece(
             tiles=Progression(
@@ -104,9 +106,7 @@ def longformer(side: int = 16, reach: int = 3, sinks: int = 5, **options: Any) -
                     ex.ONE, ex.ZERO,
                 ),
             ),
-            residual=ex.or_(
-                ex.compare("<=", ex.sub(Q, K), ex.Const(before)), ex.compare("<", K, ex.Const(sinks))
-            ),
+            residual=ex.or_(near_enough, in_sinks),
         ),
         Piece(tiles=interval(ex.maximum(ex.add(left, ex.ONE), ex.ZERO), ex.minimum(near, last))),
         Piece(tiles=interval(QB, ex.minimum(QB, last)), residual=ex.compare("<=", K, Q)),
@@ -148,10 +148,10 @@ def per_head(side: int = 16, heads: int = 4, **options: Any) -> ForwardPlan:
     return plan_of("per_head", keep, Tiling(side, side), pieces, heads=heads, **options)
 
 
-def module_text(plan: ForwardPlan, edit: Callable[[str], str] = lambda kernel: kernel) -> str:
-    """Return a runnable file: kernel (edited), host code and helpers."""
+def module_text(plan: ForwardPlan) -> str:
+    """Return a runnable file: kernel, host code and helpers."""
     head = "import triton\nimport triton.language as tl\n"
-    return "\n\n".join([head, emit_host(plan), HOST_HELPERS, edit(emit_kernel(plan))])
+    return "\n\n".join([head, emit_host(plan), HOST_HELPERS, emit_kernel(plan)])
 
 
 def load(text: str) -> ModuleType:
@@ -176,20 +176,60 @@ def run(
     return out, lse
 
 
-def traced(kernel: str) -> str:
-    """Make a kernel write what it does to each visited tile.
+def traced(text: str) -> str:
+    """Make a module's kernel write what it does to each visited tile.
 
-    ``Trace[b, h, qb, kb]`` (int32, zeroed) gets 1 + 16 * (visits) and bit ``2**(7 + class)`` for
-    the mask branch taken, class 0 being the end of the keys.
+    The kernel takes one more tensor, ``TRACE[b, h, qb, kb]`` (int32, zeroed by the caller): each
+    visit adds 1, and taking the branch of mask class c sets bit ``8 + c`` (class 0: the end of the
+    keys).
     """
-    kernel = kernel.replace("(\n    Q,", "(\n    Trace, Q,").replace("_attend(Q,", "_attend(Trace, Q,")
     here = "Trace + ((b.to(tl.int64) * heads + h) * NQ + qb) * NK + kb"
-    kernel = kernel.replace(
+    text = re.sub(r"(def _attend\(\s*)Q,", r"\1Trace, Q,", text)
+    text = re.sub(r"(_attend\[\(programs,\)\]\(\s*)q,", r"\1TRACE, q,", text)
+    text = text.replace(
         "        k_pos = kb * BK", f"        tl.atomic_add({here}, 1)\n        k_pos = kb * BK"
     )
-    return re.sub(
-        r"^( +)# mask (\d+):.*$",
+    text = re.sub(
+        r"^( +)# mask (\d+): .*$",
         lambda m: f"{m[1]}tl.atomic_or({here}, {1 << (8 + int(m[2]))})",
-        kernel,
+        text,
         flags=re.MULTILINE,
     )
+    return f"TRACE = None\n{text}"
+
+
+def attended(plan: ForwardPlan, nq: int, nk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run a plan's kernel with equal scores and V = identity.
+
+    Returns: the set of pairs with a weight, bool ``[heads or 1, nq, nk]``, and the trace
+    ``[heads or 1, NQ, NK]``.
+    """
+    heads = plan.block_mask.pattern.heads or 1
+    module = load(traced(module_text(plan)))
+    tiles = plan.block_mask.tiles_at(nq, nk)
+    module.TRACE = torch.zeros((1, heads, *tiles), dtype=torch.int32, device=DEVICE)
+    q = torch.zeros(1, heads, nq, plan.head_dim, device=DEVICE)
+    k = torch.zeros(1, 1, nk, plan.head_dim, device=DEVICE)
+    v = torch.eye(nk, plan.value_dim, device=DEVICE)[None, None]
+    out, lse = run(module, q, k, v, 1.0)
+    weights = out[0, :, :, :nk].cpu().numpy()
+    counts = (weights > 0).sum(-1)
+    expected = np.where(counts > 0, np.log(np.maximum(counts, 1)), -np.inf)
+    np.testing.assert_allclose(lse[0].cpu().numpy(), expected, atol=1e-5)
+    return weights > 0, module.TRACE[0].cpu().numpy()
+
+
+def assert_agrees(plan: ForwardPlan, nq: int, nk: int) -> None:
+    """Check that a kernel attends to the block mask's pairs, tile by tile as the plan says."""
+    mask = plan.block_mask
+    kept, trace = attended(plan, nq, nk)
+    assert (kept == mask.dense(nq, nk)).all()
+    grid = mask.grid(nq, nk)
+    assert (trace & 0xFF == (grid >= 0)).all(), "tiles visited"
+    classes = np.array([0, *(s.mask for s in plan.segments)])[grid + 1]
+    expected = np.where((grid >= 0) & (classes > 0), 1 << (8 + classes), 0)
+    if nk % mask.tiling.k:  # the last tile crosses the end of the keys, so full ones check that
+        last = (grid >= 0) & (classes == 0)
+        last[:, :, :-1] = False
+        expected += last * (1 << 8)
+    assert (trace >> 8 << 8 == expected).all(), "mask branches taken"
