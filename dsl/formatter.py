@@ -31,20 +31,17 @@ def format_file(text: str, name: str = "<text>") -> str:
     starts = {chunk[0].span.start for chunk in split_items(tokens)}
     lines = _lines(tokens[:-1], starts)
     result: list[_Line] = []
-    open_brackets: list[tuple[str, int]] = []
+    place = _Place()
     while lines:
         line = lines.pop(0)
-        if line.starts_item:
-            open_brackets = []
-        before = list(open_brackets)
-        line.indent = _indent(line, open_brackets)
-        cut = _cut(line, before) if line.width() > MAX_COLUMNS else []
+        here = place.at(line, len(result))
+        line.indent = here.indent(line)
+        cut = _cut(line, here) if line.width() > MAX_COLUMNS else []
         if cut:
             lines[:0] = line.split(cut)
-            open_brackets = before
-            continue
-        _track(line, open_brackets, len(result))
-        result.append(line)
+        else:
+            place = here.after(line, len(result))
+            result.append(line)
     return _render(result)
 
 
@@ -57,7 +54,8 @@ class _Line:
     comment: str = ""
     starts_item: bool = False
     blank_before: bool = False
-    binary_minus: bool = False  # if it starts with `-`, that one stands between two operands
+    binary_minus: bool = False  # it starts with a `-` between two operands
+    awaits_body: str = ""  # it ends with the `in` of a `let` or the `:` of a quantifier
     inside: bool = True  # a comment alone on its line: whether it stands within an item
     indent: int = 0
 
@@ -75,7 +73,8 @@ class _Line:
             _Line(self.tokens[a:b], self.blanks[a:b]) for a, b in zip([0, *cut], ends, strict=True)
         ]
         pieces[0].starts_item, pieces[0].blank_before = self.starts_item, self.blank_before
-        pieces[-1].comment = self.comment
+        pieces[0].binary_minus = self.binary_minus
+        pieces[-1].comment, pieces[-1].awaits_body = self.comment, self.awaits_body
         return pieces
 
 
@@ -96,9 +95,10 @@ def _lines(tokens: Sequence[Token], starts: set[int]) -> list[_Line]:
             line.starts_item = True
             spacing = _Spacing()
         if not line.tokens:
-            line.binary_minus = _is_operand(spacing.previous)
+            line.binary_minus = token.text == "-" and _is_operand(spacing.previous)
         line.blanks.append(spacing.before(token))
         line.tokens.append(token)
+        line.awaits_body = spacing.awaits_body
     # A comment line between two items stands at the margin, one inside an item is indented.
     inside = False
     for line in reversed(lines):
@@ -115,21 +115,28 @@ class _Spacing:
     def __init__(self) -> None:
         self.previous: Token | None = None
         self.unary = False  # the previous token is a sign that belongs to what follows
-        # For each open bracket: itself, and how many quantifiers in it wait for their colon.
-        self.levels: list[list[str | int]] = [["", 0]]
+        self.awaits_body = ""  # the token just read, if it is one that a body follows
+        # For each open bracket, how many colons with blanks on both sides it waits for: those of
+        # its quantifiers, and in braces the one of the builder, which is read first.
+        self.levels = [0]
+        self.builder_colon = False
 
     def before(self, token: Token) -> str:
         blank = self._blank(token)
         text, previous = token.text, self.previous
         self.unary = text == "~" or (text == "-" and not _is_operand(previous))
         if token.kind == "word" and text in ("exists", "forall"):
-            self.levels[-1][1] = int(self.levels[-1][1]) + 1
+            self.levels[-1] += 1
         elif token.kind == "sign" and text in _CLOSES:
-            self.levels.append([text, 1 if text == "{" else 0])
+            self.levels.append(1 if text == "{" else 0)
+            self.builder_colon = text == "{"
         elif token.kind == "sign" and text in _CLOSES.values() and len(self.levels) > 1:
             self.levels.pop()
-        elif text == ":" and self.levels[-1][1]:
-            self.levels[-1][1] = int(self.levels[-1][1]) - 1
+        self.awaits_body = "in" if text == "in" else ""
+        if text == ":" and self.levels[-1]:
+            self.levels[-1] -= 1
+            self.awaits_body = "" if self.builder_colon else ":"
+            self.builder_colon = False
         self.previous = token
         return blank
 
@@ -146,7 +153,7 @@ class _Spacing:
         if text in (")", "]", ",", "..", "**"):
             return ""
         if text == ":":
-            return " " if self.levels[-1][1] else ""
+            return " " if self.levels[-1] else ""
         if text in ("(", "["):
             name = previous.kind == "word" and previous.text not in RESERVED
             return "" if name or previous.text in (")", "]") else " "
@@ -160,56 +167,97 @@ def _is_operand(token: Token | None) -> bool:
     return token.text not in RESERVED or token.text in _WORD_OPERANDS
 
 
-def _indent(line: _Line, open_brackets: list[tuple[str, int]]) -> int:
-    if line.starts_item or (not line.tokens and not line.inside):
-        return 0
-    level = len({row for _, row in open_brackets})
-    first = line.tokens[0] if line.tokens else None
-    if first is None or first.kind != "sign":
-        return 4 + 4 * level
-    if first.text in _CLOSES.values() and open_brackets:
-        return 4 + 4 * len({row for _, row in open_brackets[:-1]})
-    # A leading set operator hangs in front of its operand, which lines up with the first one.
-    hangs = first.text in ("|", "&") or (first.text == "-" and line.binary_minus)
-    return 4 + 4 * level - (2 if hangs else 0)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a line stands in its item: what decides its indentation.
+
+    ``brackets``: the open ones, the item itself first, as pairs: the row they were opened in, and
+    how many bodies (of ``let``, ``exists``, ``forall``) have begun on a line of their own in them.
+    """
+
+    first_row: int = 0
+    brackets: tuple[tuple[int, int], ...] = ((-1, 0),)
+    awaits: str = ""  # the token at the end of the line before, where a body follows it
+
+    def at(self, line: _Line, row: int) -> _Place:
+        if line.starts_item:
+            return _Place(first_row=row)
+        if not self.awaits or not line.tokens:
+            return self
+        chained = self.awaits == "in" and line.tokens[0].text == "let"
+        opened, bodies = self.brackets[-1]
+        inner = (*self.brackets[:-1], (opened, bodies + (not chained)))
+        return _Place(self.first_row, inner)
+
+    def indent(self, line: _Line) -> int:
+        if line.starts_item or (not line.tokens and not line.inside):
+            return 0
+        first = line.tokens[0] if line.tokens and line.tokens[0].kind == "sign" else None
+        closes = first is not None and first.text in _CLOSES.values()
+        around = self.brackets[:-1] if closes else self.brackets
+        rows = {row for row, _ in around[1:]}
+        # Brackets that the first line of an item leaves open indent instead of the item.
+        own = self.first_row not in rows and not (closes and self.brackets[-1][0] == self.first_row)
+        levels = own + len(rows) + sum(bodies for _, bodies in around)
+        # A leading set operator hangs in front of its operand, which lines up with the first one.
+        hangs = first is not None and (first.text in ("|", "&") or line.binary_minus)
+        return 4 * levels - (2 if hangs else 0)
+
+    def after(self, line: _Line, row: int) -> _Place:
+        brackets = self.brackets
+        for token in line.tokens:
+            if token.kind == "sign" and token.text in _CLOSES:
+                brackets = (*brackets, (row, 0))
+            elif token.kind == "sign" and token.text in _CLOSES.values():
+                brackets = brackets[:-1]
+        awaits = self.awaits if not line.tokens else line.awaits_body
+        return _Place(self.first_row, brackets, awaits)
 
 
-def _track(line: _Line, open_brackets: list[tuple[str, int]], row: int) -> None:
-    for token in line.tokens:
-        if token.kind == "sign" and token.text in _CLOSES:
-            open_brackets.append((token.text, row))
-        elif token.kind == "sign" and token.text in _CLOSES.values() and open_brackets:
-            open_brackets.pop()
-
-
-def _cut(line: _Line, open_brackets: Sequence[tuple[str, int]]) -> list[int]:
+def _cut(line: _Line, place: _Place) -> list[int]:
     """Return the tokens before which a line that is too long is broken, or [] where it cannot be.
 
-    After the ``=`` of a pattern first, else at all set operators (or ``or``, ``and``, commas)
-    that stand in the fewest brackets.
+    After the ``=`` of a pattern first; else at all set operators (or ``or``, or ``and``) that
+    stand in the fewest brackets; else a bracket is opened up, one item a line.
     """
     if not line.tokens or line.tokens[0].text == "import":
         return []
-    depth, best = 0, dict[str, tuple[int, list[int]]]()
+    found: dict[str, tuple[int, list[int]]] = {}
+    depth = 0
     for i, token in enumerate(line.tokens):
         if token.kind == "sign" and token.text in _CLOSES.values():
             depth -= 1
-        after = token.text in (",", "=")
-        at = i + 1 if after else i
-        heads_body = token.text == "=" and depth == 0 and not open_brackets
-        if 0 < at < len(line.tokens) and (token.text in ("|", "&", "or", "and", ",") or heads_body):
-            found_depth, found = best.get(token.text, (depth, []))
-            if depth < found_depth:
-                found_depth, found = depth, []
-            if depth == found_depth:
-                best[token.text] = (found_depth, [*found, at])
+        if token.text in ("|", "&", "or", "and", "=") and i > 0:
+            least, places = found.get(token.text, (depth, []))
+            if depth <= least:
+                found[token.text] = (depth, [i] if depth < least else [*places, i])
         if token.kind == "sign" and token.text in _CLOSES:
             depth += 1
-    if "=" in best and line.tokens[0].text == "pattern":
-        return best["="][1]
-    for text in ("|", "&", "or", "and", ","):
-        if text in best:
-            return best[text][1]
+    equals = found.pop("=", (1, []))
+    last = len(line.tokens) - 1
+    if equals[0] == 0 and equals[1] != [last] and line.tokens[0].text == "pattern":
+        return [equals[1][0] + 1]
+    for text in ("|", "&", "or", "and"):
+        if text in found:
+            return found[text][1]
+    return _open_up(line.tokens)
+
+
+def _open_up(tokens: Sequence[Token]) -> list[int]:
+    """Return the cuts that put each item of the first bracket with commas on its own line."""
+    opened: list[tuple[int, list[int]]] = []
+    for i, token in enumerate(tokens):
+        if token.kind == "sign" and token.text in _CLOSES:
+            opened.append((i, []))
+        elif token.text == "," and opened:
+            opened[-1][1].append(i + 1)
+        elif token.kind == "sign" and token.text in _CLOSES.values() and opened:
+            start, commas = opened.pop()
+            if commas and start > 0 and not opened and tokens[start].text != "{":
+                # Of parameters, only a comma before `name :` parts two; others part choices.
+                named = [at for at in commas if tokens[at + 1].text == ":"]
+                parameters = tokens[start + 2].text == ":"
+                return [start + 1, *(named if parameters else commas), i]
     return []
 
 

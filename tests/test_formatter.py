@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,6 +123,40 @@ def test_a_long_union_gets_a_line_a_part():
     parts = [f"{{ q -> k : (q - k) mod {i} == 0 }}" for i in range(10, 16)]
     text = format_file(f"pattern p = {' | '.join(parts)}\n")
     assert text == "pattern p =\n    " + "\n  | ".join(parts) + "\n"
+
+
+def test_a_long_header_gets_a_line_a_parameter():
+    params = ["width: int in 1.. = 4096", "count: one of self, past = self", "causal: bool = true"]
+    text = format_file(f"pattern a_pattern_with_a_long_name({', '.join(params)}) = causal\n")
+    listed = ",\n    ".join(params)
+    assert text == f"pattern a_pattern_with_a_long_name(\n    {listed}\n) =\n    causal\n"
+
+
+def test_bodies_are_indented_and_chained_lets_are_not():
+    text = (
+        "pattern p(w: int = 4) =\n"
+        "    causal & { q -> k :\n"
+        "        let a = q div 4 in\n"
+        "        let b = k div 4 in\n"
+        "            a == b\n"
+        "            or exists e in 0..3 :\n"
+        "                a == b + e }\n"
+    )
+    assert format_file(text) == text
+    assert format_file("\n".join(line.strip() for line in text.split("\n"))) == text
+
+
+SHIPPED = [
+    path
+    for folder in ("dsl/stdlib", "examples")
+    for path in sorted((Path(__file__).parents[1] / folder).rglob("*.attn"))
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_files_we_ship_are_in_the_standard_layout(path):
+    text = path.read_text(encoding="utf-8")
+    assert format_file(text) == text
 
 
 def test_an_illegal_file_is_refused_with_its_diagnostics():
