@@ -133,7 +133,7 @@ class _Printer:
                 text = " & ".join(self._bool(p, _SHIFT) for p in parts)
                 return _bracket(text, _AND, level)
             case ex.Or(parts):
-                text = " | ".join(self._bool(p, _AND) for p in parts)
+                text = " | ".join(self._bool(p, _SHIFT) for p in parts)
                 return _bracket(text, _OR, level)
         raise AssertionError(f"not a residual predicate: {ex.show(expr)}")
 
@@ -274,7 +274,7 @@ class TritonDialect(_Printer):
 
     def _quotient(self, part: ex.IntExpr, divisor: int, level: int, wide: bool) -> str:
         if _is_power(divisor):  # an arithmetic shift floors
-            text = f"{self._int(part, _SHIFT, wide)} >> {divisor.bit_length() - 1}"
+            text = f"{self._int(part, _UNARY, wide)} >> {divisor.bit_length() - 1}"
             return _bracket(text, _SHIFT, level)
         if self._negative_possible(part):
             self.helpers.add("_floor_div")
@@ -284,7 +284,7 @@ class TritonDialect(_Printer):
 
     def _rest(self, part: ex.IntExpr, divisor: int, level: int, wide: bool) -> str:
         if _is_power(divisor):  # two's complement: the low bits are the floored rest
-            text = f"{self._int(part, _SHIFT, wide)} & {divisor - 1}"
+            text = f"{self._int(part, _UNARY, wide)} & {divisor - 1}"
             return _bracket(text, _AND, level)
         if self._negative_possible(part):
             self.helpers.add("_floor_mod")

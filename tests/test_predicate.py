@@ -1,0 +1,222 @@
+"""Printed expressions against their definition: torch text at once, Triton text in a kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from attnc.codegen.predicate import (
+    HOST_HELPERS,
+    MAX_LENGTH,
+    TOKEN_RANGES,
+    TRITON_HELPERS,
+    HostDialect,
+    TritonDialect,
+    progressions,
+)
+from attnc.codegen.simplify import simplify_bool, simplify_int
+from attnc.compiler.driver import load_text
+from attnc.compiler.ir import expr as ex
+from attnc.dsl.diagnostics import CompileError
+from tests import kernels as kn
+
+NAMES = ("q", "k", "h", "nq", "nk")
+SIDE = 16
+FAR = MAX_LENGTH - SIDE
+"""The first position of the last tile a kernel may see."""
+
+CONSTANTS = st.one_of(
+    st.integers(-20, 40),
+    st.sampled_from([0, 1, 2**15, 2**29, MAX_LENGTH, 2**31 - 1, -(2**31), 2**33, 10**12]),
+)
+FACTORS = st.sampled_from([-7, -5, -3, -2, -1, 2, 3, 5, 8, 1000])
+DIVISORS = st.sampled_from([2, 3, 4, 5, 7, 16, 24, 64, 1000, 2**20])
+OPS = st.sampled_from(["<=", "<", "==", "!=", ">", ">="])
+
+
+def _wider(part: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    several = st.lists(part, min_size=2, max_size=3).map(tuple)
+    return st.one_of(
+        st.builds(ex.Add, several),
+        st.builds(ex.Scale, FACTORS, part),
+        st.builds(ex.FloorDiv, part, DIVISORS),
+        st.builds(ex.Mod, part, DIVISORS),
+        st.builds(ex.Min, several),
+        st.builds(ex.Max, several),
+        st.builds(ex.Abs, part),
+        st.builds(ex.Select, st.builds(ex.Compare, OPS, part, part), part, part),
+    )
+
+
+INTEGERS = st.recursive(
+    st.sampled_from([ex.Var(n) for n in ("q", "k", *NAMES)]) | CONSTANTS.map(ex.Const),
+    _wider, max_leaves=5,
+)  # fmt: skip
+TERMS = INTEGERS | st.just(ex.sub(ex.Var("q"), ex.Var("k")))
+TESTS = st.one_of(
+    st.builds(ex.Compare, OPS, TERMS, TERMS),
+    st.builds(ex.IsPow2, TERMS),
+    st.builds(
+        ex.Member, TERMS,
+        st.sets(CONSTANTS, min_size=1, max_size=9).map(lambda s: tuple(sorted(s))),
+    ),
+)  # fmt: skip
+PREDICATES = st.recursive(
+    TESTS,
+    lambda part: st.one_of(
+        st.builds(ex.And, st.lists(part, min_size=2, max_size=3).map(tuple)),
+        st.builds(ex.Or, st.lists(part, min_size=2, max_size=3).map(tuple)),
+        st.builds(ex.Not, part),
+    ),
+    max_leaves=4,
+)
+STARTS = st.sampled_from([0, 0, 16, 64, 112, 2**20, FAR])
+HOST: dict[str, Any] = {"torch": torch}
+exec(HOST_HELPERS, HOST)
+
+
+def place(q0: int, k0: int) -> dict[str, Any]:
+    """Values of the variables for one tile, with lengths that reach to its end."""
+    span = np.arange(SIDE, dtype=np.int64)
+    return {
+        "q": q0 + span[:, None], "k": k0 + span[None, :], "h": 3, "nq": q0 + SIDE,
+        "nk": k0 + SIDE - 5,
+    }  # fmt: skip
+
+
+def expected(predicate: ex.BoolExpr, values: dict[str, Any]) -> np.ndarray:
+    found = np.asarray(ex.evaluate(predicate, values), dtype=bool)
+    return np.broadcast_to(found, (SIDE, SIDE))
+
+
+def as_kernel(predicate: ex.BoolExpr, q0: int, k0: int) -> np.ndarray:
+    """Evaluate in a Triton kernel on one tile."""
+    dialect = TritonDialect(
+        {"q": "q_pos", "k": "k_pos", **{n: n for n in ("h", "nq", "nk")}}, TOKEN_RANGES
+    )
+    text = dialect.boolean(predicate)
+    helpers = "\n\n".join(TRITON_HELPERS[name] for name in sorted(dialect.helpers))
+    module = kn.load(f"""\
+import triton
+import triton.language as tl
+
+
+{helpers}
+
+@triton.jit
+def check(Out, q0, k0, h, nq, nk):
+    q_pos = q0 + tl.arange(0, {SIDE})[:, None]
+    k_pos = k0 + tl.arange(0, {SIDE})[None, :]
+    keep = {text}
+    place = tl.arange(0, {SIDE})[:, None] * {SIDE} + tl.arange(0, {SIDE})[None, :]
+    tl.store(Out + place, tl.where(keep & (place >= 0), 1, 0))
+""")
+    out = torch.full((SIDE, SIDE), 7, dtype=torch.int32, device=kn.DEVICE)
+    values = place(q0, k0)
+    module.check[(1,)](out, q0, k0, values["h"], values["nq"], values["nk"])
+    return out.cpu().numpy()
+
+
+@settings(max_examples=80, deadline=None)
+@given(predicate=PREDICATES, q0=STARTS, k0=STARTS)
+def test_triton_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
+    """A residual in a kernel is the residual: floors below zero, no overflow at 2**30."""
+    try:
+        found = as_kernel(predicate, q0, k0)
+    except CompileError:
+        assume(False)
+    assert (found == expected(predicate, place(q0, k0))).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(predicate=PREDICATES, q0=STARTS, k0=STARTS)
+def test_torch_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
+    """The torch text gives the same on tensors and on plain integers."""
+    try:
+        text = HostDialect({n: n for n in NAMES}, TOKEN_RANGES).boolean(predicate)
+    except CompileError:
+        assume(False)
+    values = place(q0, k0)
+    tensors = {
+        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()
+    }
+    found = torch.as_tensor(eval(text, HOST, tensors)).broadcast_to(SIDE, SIDE)
+    assert (found.numpy() == expected(predicate, values)).all()
+    for i, j in ((0, 0), (3, 15)):
+        one = {**values, "q": q0 + i, "k": k0 + j}
+        assert bool(eval(text, HOST, one)) == expected(predicate, values)[i, j]
+
+
+@settings(max_examples=200, deadline=None)
+@given(term=INTEGERS, q0=STARTS, k0=STARTS)
+def test_integers(term: ex.IntExpr, q0: int, k0: int) -> None:
+    """Integer text and the simplified expression keep the value."""
+    values = place(q0, k0)
+    want = np.broadcast_to(ex.evaluate(term, values), (SIDE, SIDE))
+    simple = np.broadcast_to(ex.evaluate(simplify_int(term, TOKEN_RANGES), values), (SIDE, SIDE))
+    assert (simple == want).all()
+    try:
+        text = HostDialect({n: n for n in NAMES}, TOKEN_RANGES).integer(term)
+    except CompileError:
+        assume(False)
+    tensors = {
+        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()
+    }
+    found = torch.as_tensor(eval(text, HOST, tensors)).broadcast_to(SIDE, SIDE)
+    assert (found.numpy() == want).all()
+
+
+@pytest.mark.parametrize(
+    ("predicate", "text"),
+    [
+        ("q - k <= 255", "k_pos >= q_pos - 255"),
+        ("abs(q - k) < 4", "(k_pos > q_pos - 4) & (k_pos < q_pos + 4)"),
+        ("(q - k) mod 8 == 0", "((q_pos - k_pos) & 7) == 0"),
+        ("q div 64 == k div 64", "(k_pos >> 6) == (q_pos >> 6)"),
+        ("(q - k) mod 7 == 0", "_floor_mod(q_pos - k_pos, 7) == 0"),
+        ("k mod 7 == 3", "k_pos % 7 == 3"),
+        ("is_pow2(q - k)", "_is_pow2(q_pos - k_pos)"),
+        ("5 * q >= 3 * k", "k_pos.to(tl.int64) * 3 <= q_pos.to(tl.int64) * 5"),
+        ("k >= 0", "True"),
+        ("k in [3, 4, 5, 9, 16, 23, 30]",
+         "((k_pos >= 3) & (k_pos <= 5)) | "
+         "((k_pos >= 9) & (k_pos <= 30) & ((k_pos + 5) % 7 == 0))"),
+    ],
+)  # fmt: skip
+def test_examples(predicate: str, text: str) -> None:
+    """What a reader of a kernel sees."""
+    dialect = TritonDialect({"q": "q_pos", "k": "k_pos", "nk": "nk"}, TOKEN_RANGES)
+    body = load_text(f"pattern p = {{ q -> k : {predicate} }}").predicate
+    assert dialect.boolean(body) == text
+
+
+def test_progressions() -> None:
+    """Listed members become runs and arithmetic progressions, nothing lost."""
+    values = (0, 1, 2, 3, 10, 17, 24, 40, 41, 100)
+    found = progressions(values)
+    assert found == [(0, 1, 4), (10, 7, 3), (40, 1, 2), (100, 1, 1)]
+    assert sorted(f + s * i for f, s, n in found for i in range(n)) == list(values)
+
+
+def test_too_large_for_64_bits() -> None:
+    """A term that cannot be computed in 64 bits is refused with its text."""
+    predicate = ex.Compare("<", ex.Scale(10**12, ex.Var("q")), ex.Scale(10**12 + 1, ex.Var("k")))
+    for dialect in (
+        TritonDialect({n: n for n in NAMES}, TOKEN_RANGES),
+        HostDialect({n: n for n in NAMES}, TOKEN_RANGES),
+    ):
+        with pytest.raises(CompileError, match="64-bit") as refused:
+            dialect.boolean(predicate)
+        assert refused.value.diagnostics[0].code == "ATT0407"
+
+
+def test_bounds_decide() -> None:
+    """A comparison that the ranges decide is gone, so huge constants need no arithmetic."""
+    huge = ex.Compare("<", ex.Var("q"), ex.Const(10**30))
+    assert simplify_bool(ex.and_(huge, ex.Compare("<=", ex.Var("k"), ex.Var("q"))), TOKEN_RANGES) \
+        == ex.Compare("<=", ex.Var("k"), ex.Var("q"))
