@@ -5,12 +5,10 @@ Every method gets the children of its rule, literal tokens included, for their s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
-
-from lark import Transformer
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
@@ -44,7 +42,7 @@ class Range:
     span: Span
 
 
-class BuildAst(Transformer[Any, Any]):
+class BuildAst:
     """One method a rule or alias of ``grammar.lark``."""
 
     # ---------------------------------------------------------------------------------- items
@@ -222,6 +220,11 @@ class BuildAst(Transformer[Any, Any]):
 
     def let(self, c: Children) -> ast.Let:
         return ast.Let(name=c[1].name, value=c[3], body=c[5], span=_span(c))
+
+
+CALLBACKS: dict[str, Callable[[Children], Any]] = {
+    name: getattr(BuildAst(), name) for name in vars(BuildAst) if not name.startswith("_")
+}
 
 
 def _token(child: Any) -> Token:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attnc.dsl import expected, limits
 from attnc.dsl import nodes as ast
+from attnc.dsl.build_ast import CALLBACKS, Terminal
 from attnc.dsl.diagnostics import CompileError, Diagnostic
+from attnc.dsl.lalr import END, Machine, Rejected, load_table
 from attnc.dsl.scanner import RESERVED, Token, scan
 from attnc.dsl.source import Source
-
-if TYPE_CHECKING:
-    from lark import Lark
 
 MAX_ERRORS = 20
 ITEM_WORDS = ("param", "heads", "pattern", "import")
@@ -172,51 +169,22 @@ def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]
 # --------------------------------------------------------------------------------------- LALR
 
 
-@lru_cache(maxsize=1)
-def _lalr() -> tuple[Lark, dict[str, str]]:
-    """Build the parser once. Returns it and the map from literal text to terminal name."""
-    from lark import Lark
-    from lark.lexer import Lexer
-    from lark.lexer import PatternStr as Literal
-
-    from attnc.dsl.build_ast import BuildAst
-
-    class Unused(Lexer):
-        """Tokens come from ``scanner.py``; Lark sees them one by one."""
-
-        def __init__(self, lexer_conf: Any) -> None: ...
-
-        def lex(self, lexer_state: Any, parser_state: Any) -> Any:
-            return iter(())
-
-    grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
-    lark = Lark(
-        grammar, parser="lalr", lexer=Unused, start=["item", "expr"], keep_all_tokens=True,
-        maybe_placeholders=False, transformer=BuildAst(),
-    )  # fmt: skip
-    words = {t.pattern.value: t.name for t in lark.terminals if isinstance(t.pattern, Literal)}
-    return lark, words | {sign: "COMPARE" for sign in _COMPARISONS}
+_COMPARISON_TERMINALS = {sign: "COMPARE" for sign in _COMPARISONS}
 
 
 def _run(chunk: Sequence[Token], start: str) -> Any:
     """Parse one chunk. Returns its AST node, or the diagnostic of its first error."""
-    from lark import UnexpectedToken
-
-    from attnc.dsl.build_ast import Terminal
-
-    lark, words = _lalr()
-    machine = lark.parse_interactive(start=start)
-    states = machine.parser_state.parse_conf.parse_table.states
-    at = 0
+    table = load_table()
+    words = table.words | _COMPARISON_TERMINALS
+    machine = Machine(table, start, CALLBACKS)
     try:
         for at, token in enumerate(chunk[:-1]):
-            accepted = states[machine.parser_state.position]
-            kind = _terminal(chunk, at, words, accepted)
-            machine.feed_token(Terminal(kind, token))  # type: ignore[arg-type]
+            kind = _terminal(chunk, at, words, machine.choices)
+            machine.feed(kind, Terminal(kind, token))
         at = len(chunk) - 1
-        node = machine.feed_token(Terminal("$END", chunk[at]))  # type: ignore[arg-type]
-    except UnexpectedToken:
-        return expected.unexpected(chunk, at, _accepted_before(chunk, at, start))
+        node = machine.feed(END, Terminal(END, chunk[at]))
+    except Rejected:
+        return expected.unexpected(chunk, at, _accepted_before(chunk, at, start, words))
     except limits.MixedOperators as mixed:
         return mixed.diagnostic
     too_deep = limits.check_depth(node)
@@ -244,14 +212,12 @@ def _terminal(chunk: Sequence[Token], at: int, words: dict[str, str], accepted: 
             return words[token.text]
 
 
-def _accepted_before(chunk: Sequence[Token], at: int, start: str) -> frozenset[str]:
+def _accepted_before(
+    chunk: Sequence[Token], at: int, start: str, words: dict[str, str]
+) -> frozenset[str]:
     """Return the terminals that could have stood at token ``at`` (LALR reduces before it sees)."""
-    from attnc.dsl.build_ast import Terminal
-
-    lark, words = _lalr()
-    machine = lark.parse_interactive(start=start)
-    states = machine.parser_state.parse_conf.parse_table.states
+    machine = Machine(load_table(), start, CALLBACKS)
     for i, token in enumerate(chunk[:at]):
-        kind = _terminal(chunk, i, words, states[machine.parser_state.position])
-        machine.feed_token(Terminal(kind, token))  # type: ignore[arg-type]
-    return frozenset(machine.accepts())
+        kind = _terminal(chunk, i, words, machine.choices)
+        machine.feed(kind, Terminal(kind, token))
+    return machine.accepts()

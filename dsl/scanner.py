@@ -100,7 +100,7 @@ def _classify(group: str, text: str) -> tuple[Kind, tuple[str, str, str] | None]
     """Return the kind of a match, and code, message and help where it is not a legal token."""
     match group:
         case "comment" | "sign" | "string":
-            return group, None  # type: ignore[return-value]
+            return group, None
         case "number":
             if sum(c.isdigit() for c in text) > MAX_NUMBER_DIGITS:
                 limit = f"numbers have at most {MAX_NUMBER_DIGITS} digits"

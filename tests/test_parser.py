@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import pytest
 
+from attnc.dsl import lalr
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import CompileError
 from attnc.dsl.limits import MAX_TREE_DEPTH
@@ -215,6 +217,27 @@ def test_parse_expression_refuses_the_rest_of_a_text():
         parse_expression("q % k")
     with pytest.raises(CompileError, match="ATT0101"):
         parse_expression("")
+
+
+def test_the_kept_table_is_made_from_the_grammar():
+    kept = lalr.read_table(lalr.TABLE.read_text(encoding="utf-8"))
+    built = lalr.build_table(lalr.GRAMMAR.read_text(encoding="utf-8"))
+    assert kept == built, "run `python -m attnc.dsl.lalr`"
+    assert lalr.read_table(lalr.show_table(kept)) == kept
+
+
+def test_a_table_of_another_grammar_is_not_used(tmp_path, monkeypatch):
+    text = "pattern p(w: int = 1) = { q -> k : if q < w then k == 1 or q in [1] else 2**-w < k }"
+    before = read(text)
+    stale = dataclasses.replace(lalr.load_table(), checksum=0, states=())
+    for content in (None, lalr.show_table(stale)):
+        kept = tmp_path / "grammar.json"
+        if content is not None:
+            kept.write_text(content, encoding="utf-8")
+        monkeypatch.setattr(lalr, "TABLE", kept)
+        lalr.load_table.cache_clear()
+        assert read(text) == before
+    lalr.load_table.cache_clear()
 
 
 def test_an_empty_file_is_legal():
