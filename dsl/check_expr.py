@@ -23,7 +23,7 @@ class Entry:
 Scope = dict[str, Entry]
 LENGTHS: Scope = {name: Entry(Kind(INT, Time.RUN)) for name in ("n", "nq", "nk")}
 _WORDS = {
-    "int": "an integer", "bool": "a truth value", "rational": "a number", "list": "a list",
+    "int": "an integer", "bool": "a truth value", "rational": "a rational number", "list": "a list",
     "enum": "a choice",
 }  # fmt: skip
 
@@ -143,7 +143,8 @@ class ExprChecker:
             if expr.name in expect.choices:
                 return Kind(expect, Time.COMPILE)
             choices = expect.choices
-        help_ = did_you_mean(expr.name, (*choices, *scope))
+        # One letter is near any other; guessing from it would mislead.
+        help_ = did_you_mean(expr.name, (*choices, *scope)) if len(expr.name) > 1 else ""
         if expr.name == self.head_name:
             help_ = f"bind the head in the set: `{{ q -> k, {expr.name} : ... }}`"
         elif choices and not help_:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from attnc.compiler.binding import Value, bind, fit, show_value
 from attnc.compiler.ir import expr as ex
@@ -80,6 +81,16 @@ class LowerAst:
         lowered = _Lowered(_EMPTY, None)
         if not self.found:
             lowered = self.body(frame)
+        if not self.found and _is_larger(lowered.node, lv.MAX_SIZE):
+            self.found.append(
+                Diagnostic(
+                    code="ATT0312",
+                    message=f"pattern `{definition.pattern.name}` is too large",
+                    span=definition.pattern.name_span,
+                    label=f"written out it has more than {lv.MAX_SIZE} parts",
+                    help="a pattern that is used twice counts twice; simplify the formula",
+                )
+            )
         if self.found:
             raise CompileError(_distinct(self.found))
         params = tuple((n, show_value(v)) for n, v in frame.values.items())
@@ -329,6 +340,24 @@ def _heads_test(listed: list[int], heads: int) -> ex.BoolExpr:
     low = ex.TRUE if first == 0 else ex.compare(">=", h, ex.Const(first))
     high = ex.TRUE if last == heads - 1 else ex.compare("<=", h, ex.Const(last))
     return ex.and_(low, high)
+
+
+def _is_larger(node: pat.Node, limit: int) -> bool:
+    """Return whether a set has over ``limit`` parts; a shared part counts at every use."""
+    stack: list[pat.Node] = [node]
+    count = 0
+    while stack and count <= limit:
+        count += 1
+        match stack.pop():
+            case pat.Where(predicate):
+                count += sum(1 for _ in islice(ex.walk(predicate), limit + 1))
+            case pat.Union(parts) | pat.Intersection(parts):
+                stack += parts
+            case pat.Difference(left, right):
+                stack += (left, right)
+            case pat.Complement(part):
+                stack.append(part)
+    return count > limit
 
 
 def _used_by(diagnostic: Diagnostic, above: tuple[ast.Reference, ...]) -> Diagnostic:

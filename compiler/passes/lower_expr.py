@@ -20,7 +20,7 @@ UNROLL_LIMIT = 4096
 """How many turns of a quantifier are written out."""
 RANGE_LIMIT = 1 << 16
 """How many values a quantifier with constant ends may range over."""
-WORK_LIMIT = 400_000
+WORK_LIMIT = 100_000
 """How many AST nodes lowering visits, unrolled ones each time."""
 RESERVED = frozenset({"q", "k", "h", "n", "nq", "nk", "qb", "kb", "NQ", "NK"})
 

@@ -17,7 +17,7 @@ POSITION_BOUND = 1 << 31
 MACHINE_BOUND = (1 << 63) - 1
 CONSTANT_BITS = 4096
 """How many binary digits a compile-time number may have."""
-MAX_SIZE = 100_000
+MAX_SIZE = 50_000
 """How many nodes one lowered expression may have when it is written out as a tree."""
 
 

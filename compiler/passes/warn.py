@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.resolve import Definition
+
+MAX_PARTS = 6000
+"""Expression nodes isl reads in about half a second."""
 
 
 def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
     """Return warnings for a pattern that leaves some query, or every one, without a key.
 
-    Decided for queries and keys of one length, over every length.
+    Decided for queries and keys of one length, over every length. No answer, no warning: isl works
+    under a budget, and a pattern that is too large to read within it is not asked about.
     """
+    if sum(1 for _ in islice(ex.walk(pattern.predicate), MAX_PARTS + 1)) > MAX_PARTS:
+        return ()
     from attnc.compiler import sets
 
     where = definition.pattern.name_span
