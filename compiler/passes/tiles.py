@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.plan import Target
 
@@ -55,6 +56,16 @@ def candidates(
     step = 64 if wide <= 64 else wide
     table = _FULL if dtype == "fp32" else _HALF
     return tuple(TileChoice(*row) for row in table[target][step])
+
+
+HEAVY_OPERATIONS = 48
+"""A predicate of more operations than this costs so many registers that the best tile spills."""
+
+
+def default(choices: tuple[TileChoice, ...], predicate: ex.BoolExpr) -> TileChoice:
+    """Return the tile to take unasked: the best, or the next where the predicate is heavy."""
+    heavy = ex.op_count(predicate) > HEAVY_OPERATIONS
+    return choices[1] if heavy and len(choices) > 1 else choices[0]
 
 
 _Row = tuple[int, int, int, int]
