@@ -87,8 +87,10 @@ def cases() -> list[Case]:
         found.append(Case(part="window", pattern="sliding_window", params={"width": 1024}, batch=2,
                           heads=64, kv_heads=8, head_dim=64, tokens=tokens))
     found += [
-        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=24, tokens=32768),
-        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=1, tokens=32768),
+        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=24,
+             tokens=32768),
+        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=1,
+             tokens=32768),
     ]
     for tokens in (16384, 32768):
         found.append(Case(part="patterns", pattern="examples/longformer/longformer.attn",

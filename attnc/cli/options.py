@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from attnc.compiler.ir.blockmask import Tiling
+
+    # Generic since click 8.4, and not before.
+    _Typed: TypeAlias = click.ParamType[Any]
+else:
+    _Typed = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,7 +35,7 @@ class Shape:
         return f"n={self.nk}" if self.nq == self.nk else f"nq={self.nq}, nk={self.nk}"
 
 
-class DefineType(click.ParamType):
+class DefineType(_Typed):
     """``name=value``; the value stays text, the driver reads it by the parameter's type."""
 
     name = "name=value"
@@ -44,7 +49,7 @@ class DefineType(click.ParamType):
         return name.strip(), text.strip()
 
 
-class TileType(click.ParamType):
+class TileType(_Typed):
     """``128x64``: tokens of a tile, queries by keys."""
 
     name = "QxK"
@@ -58,7 +63,7 @@ class TileType(click.ParamType):
         return int(found[1]), int(found[2])
 
 
-class ShapeItemType(click.ParamType):
+class ShapeItemType(_Typed):
     """``n=65536`` or ``nq=1,nk=4096``: lengths by name."""
 
     name = "n=TOKENS"

@@ -1,0 +1,113 @@
+"""Zoo -> how long the compiler itself takes: checking, block masks, generating modules.
+
+    python bench/compiler.py                 a table; exit 1 where a bound is broken
+    python bench/compiler.py --json FILE     the numbers, too
+
+Bounds (wall, a quiet machine): `attnc check` on a small file 0.3 s; any zoo pattern to a whole
+module 1 s; a block mask for 1,048,576 tokens 50 ms and 10 MB. Nothing is taken from a memo of an
+earlier run; each is the best of several runs, since only slowness that repeats is the compiler's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+from attnc.codegen.module import emit_module
+from attnc.compiler.driver import load_zoo, zoo_names
+from attnc.compiler.ir.blockmask import BlockMask, Tiling
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.classify import classify
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENS = 1_048_576
+CHECK_S, MODULE_S, BLOCKS_MS, BLOCKS_MB = 0.3, 1.0, 50.0, 10.0
+
+
+def best_s(run: Callable[[], object], runs: int) -> float:
+    """Return the shortest of several runs, in seconds."""
+    taken = []
+    for _ in range(runs):
+        forget()
+        begun = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
+
+
+def forget() -> None:
+    """Empty every memo of the compiler's functions."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("attnc."):
+            for value in list(vars(module).values()):
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
+
+
+def check_file() -> None:
+    """Run `attnc check` in a process of its own, as a user does."""
+    path = ROOT / "examples" / "longformer" / "longformer.attn"
+    subprocess.run(
+        [sys.executable, "-m", "attnc", "check", str(path)], check=True, capture_output=True
+    )
+
+
+def blocks(pattern: Pattern) -> BlockMask:
+    """Classify, and evaluate the bounds of every row of tiles of a long sequence."""
+    mask = classify(pattern, Tiling(128, 64))
+    for piece in mask.pieces:
+        mask.rows(piece, TOKENS, TOKENS)
+    return mask
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the compiler.")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    checked = best_s(check_file, args.runs)
+    print(f"attnc check: {checked:.3f} s (bound {CHECK_S} s)")
+    broken = [f"attnc check takes {checked:.3f} s"] if checked > CHECK_S else []
+    rows = []
+    print(f"{'pattern':34} {'module s':>9} {'blocks ms':>10} {'blocks MB':>10}")
+    for name in zoo_names():
+        pattern = load_zoo(name)
+        module_s = best_s(
+            lambda name=name: emit_module(build_plan(load_zoo(name), head_dim=64)),  # type: ignore[misc]
+            args.runs,
+        )
+        blocks_ms = 1e3 * best_s(lambda pattern=pattern: blocks(pattern), args.runs)  # type: ignore[misc]
+        forget()
+        tracemalloc.start()
+        mask = blocks(pattern)
+        blocks_mb = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        rows.append({
+            "pattern": name, "module_s": module_s, "blocks_ms": blocks_ms, "blocks_mb": blocks_mb,
+            "widened": list(mask.widened),
+        })
+        print(f"{name:34} {module_s:9.3f} {blocks_ms:10.2f} {blocks_mb:10.2f}")
+        for what, value, bound in (
+            ("module s", module_s, MODULE_S), ("blocks ms", blocks_ms, BLOCKS_MS),
+            ("blocks MB", blocks_mb, BLOCKS_MB),
+        ):
+            if value > bound:
+                broken.append(f"{name}: {what} {value:.2f}, bound {bound}")
+    if args.json:
+        record = {"python": platform.python_version(), "machine": platform.processor(),
+                  "check_s": checked, "patterns": rows, "broken": broken}  # fmt: skip
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(broken) or "all bounds hold")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
