@@ -214,9 +214,7 @@ class ExprLowering:
             case "floor":
                 return lv.floor(nums[0], expr.span)
             case "ceil":
-                minus = Fraction(-1)
-                down = lv.floor(lv.times(minus, nums[0], expr.span), expr.span)
-                return lv.times(minus, down, expr.span)
+                return lv.ceil(nums[0], expr.span)
             case "is_pow2":
                 test = ex.is_pow2(nums[0].expr)
                 if not isinstance(test, ex.Truth):

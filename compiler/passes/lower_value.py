@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -154,15 +154,25 @@ def floor(num: Num, span: Span) -> Num:
     return num if num.den == 1 else floor_div(Num(num.expr, 1, num.size, num.bound), num.den, span)
 
 
+def ceil(num: Num, span: Span) -> Num:
+    """Return the ceiling."""
+    raised = total((num, const(Fraction(num.den - 1, num.den))), span)
+    return floor(raised, span)
+
+
 def floor_div(num: Num, divisor: int, span: Span) -> Num:
     """Return ``num div divisor`` for an integer and a divisor that is not 0."""
+    bound = num.bound
     match num.expr:
+        # floor((floor(x / a) + c) / b) == floor((x + a c) / (a b)): a chain stays one node deep
         case ex.FloorDiv(part, inner) if divisor > 0:
-            # floor(floor(x / a) / b) == floor(x / (a b)): a chain of div stays one node deep
             expr = ex.floordiv(part, inner * divisor)
+        case ex.Add((ex.FloorDiv(part, inner), ex.Const(value))) if divisor > 0:
+            expr = ex.floordiv(ex.add(part, ex.Const(inner * value)), inner * divisor)
+            bound = (bound + abs(value) + 1) * inner
         case _:
             expr = ex.floordiv(num.expr, divisor)
-    _fits(num, expr, span)
+    _fits(replace(num, bound=bound), expr, span)
     return _make(expr, 1, num.size + 1, num.bound // abs(divisor) + 1, span)
 
 
