@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.builtins import BUILTINS
+from attnc.dsl.functions import BUILTINS
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.kinds import BOOL, BROKEN, INT, RATIONAL, Kind, Time, fits, join, show_type
 from attnc.dsl.source import Span

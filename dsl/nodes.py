@@ -74,7 +74,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """``abs(q - k)``: a built-in function of ``builtins.py``."""
+    """``abs(q - k)``: a built-in function of ``functions.py``."""
 
     function: str
     args: tuple[Expr, ...]
