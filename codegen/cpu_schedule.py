@@ -102,7 +102,7 @@ class _Schedule(NamedTuple):
 
     batches: list[_Batch]
     merges: bool  # whether some query gets its result from several calls
-    prefill: bool  # whether some query is read, or never written, before it is written whole
+    prefill: bool  # whether out must start as 0 and lse as -inf: not all is written before read
     masks: dict[tuple[int, int, int, torch.dtype], tuple[Any, Any]]
 
 
