@@ -97,8 +97,8 @@ _HALF: _Table = {
 
 # fp32 products run on the plain FMA units (exact, no tf32): registers bind, so tiles are small.
 _FP32_ROWS: dict[int, tuple[_Row, ...]] = {
-    64: ((64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
-    128: ((64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
-    256: ((32, 64, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    64: ((64, 32, 8, 1), (32, 32, 8, 1), (16, 32, 4, 1)),
+    128: ((32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+    256: ((16, 32, 8, 1), (16, 16, 8, 1)),
 }
 _FULL: _Table = {target: _FP32_ROWS for target in _HALF}
