@@ -13,6 +13,7 @@ Severity = Literal["error", "warning", "note"]
 
 TAB_COLUMNS = 4
 MAX_SHOWN_LINES = 4
+MAX_SHOWN_DIAGNOSTICS = 50
 MAX_SHOWN_COLUMNS = 160
 
 
@@ -46,7 +47,12 @@ class CompileError(Exception):
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
-        super().__init__("\n\n".join(render(d) for d in self.diagnostics))
+        super().__init__(self.diagnostics)
+
+    def __str__(self) -> str:
+        shown = "\n\n".join(render(d) for d in self.diagnostics[:MAX_SHOWN_DIAGNOSTICS])
+        more = len(self.diagnostics) - MAX_SHOWN_DIAGNOSTICS
+        return shown if more <= 0 else f"{shown}\n\n... and {more} more"
 
 
 def render(diagnostic: Diagnostic) -> str:

@@ -27,7 +27,7 @@ class Rule:
     """A production: what it makes, from how many symbols, and which method builds the node.
 
     ``spliced``: the symbols that are repetitions, whose items are spliced into the children.
-    ``inline``: a single child stands for itself.
+    ``inline``: the only symbol stands for itself.
     """
 
     origin: str
@@ -86,9 +86,12 @@ class Machine:
                 values.append(token)
                 return None
             rule = self.table.rules[action >> 1]
-            children = values[len(values) - rule.length :]
-            del states[len(states) - rule.length :], values[len(values) - rule.length :]
-            values.append(self.build(rule, children))
+            if rule.inline:
+                states.pop()  # most steps: a level of precedence that is not used here
+            else:
+                children = values[len(values) - rule.length :]
+                del states[len(states) - rule.length :], values[len(values) - rule.length :]
+                values.append(self.build(rule, children))
             states.append(table[states[-1]][rule.origin] >> 1)
             if terminal == END and states[-1] == self.last:
                 return values[-1]
@@ -106,8 +109,6 @@ class Machine:
             children = spliced
         if rule.repeats:
             return children
-        if rule.inline and len(children) == 1:
-            return children[0]
         return self.callbacks[rule.callback](children)
 
     def accepts(self) -> frozenset[str]:
@@ -184,7 +185,7 @@ def build_table(grammar: str) -> Table:
 def _rule(raw: Any) -> Rule:
     symbols = [symbol.name for symbol in raw.expansion]
     spliced = tuple(i for i, name in enumerate(symbols) if name.startswith("__") and name.islower())
-    inline = bool(raw.options.expand1) and not raw.alias
+    inline = bool(raw.options.expand1) and not raw.alias and len(symbols) == 1
     origin = str(raw.origin.name)
     return Rule(origin, len(symbols), str(raw.alias or origin), spliced, inline)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 LINE_END = re.compile(r"\r\n|\n|\r")
 
@@ -17,9 +18,14 @@ class Source:
 
     def line(self, number: int) -> str:
         """Return line ``number`` (from 1) without its line end, or "" past the end."""
-        # Not str.splitlines: it also splits at form feeds and U+2028, which the scanner does not.
-        lines = LINE_END.split(self.text.removeprefix("\ufeff"))
+        lines = _lines(self.text)
         return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+@lru_cache(maxsize=8)
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: it also splits at form feeds and U+2028, which the scanner does not.
+    return LINE_END.split(text.removeprefix("\ufeff"))
 
 
 @dataclass(frozen=True, slots=True)

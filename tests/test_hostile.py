@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler.driver import check_text
-from attnc.dsl.diagnostics import render
+from attnc.dsl.diagnostics import CompileError, render
 from attnc.dsl.formatter import format_file
 from attnc.dsl.limits import MAX_FILE_BYTES, decode, read_source
 from attnc.dsl.parser import parse, parse_expression
@@ -108,6 +108,12 @@ def test_byte_order_mark_and_line_ends_do_not_matter():
         assert file == plain
         assert file.items[1].doc == "doc"
         assert file.items[1].span.line == 3
+
+
+def test_thousands_of_errors_are_all_found_soon():
+    found = check_text("param a: int\n" * 5000 + "pattern p = causal\n")
+    assert len([d for d in found if d.code == "ATT0203"]) == 4999
+    assert str(CompileError(found)).count("\n") < 1000
 
 
 def test_huge_exponents_end_soon():

@@ -46,6 +46,7 @@ def test_the_wheel_holds_all_it_needs_and_runs(checkout: Path, tmp_path: Path) -
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     expected = {"attnc/py.typed", "attnc/dsl/grammar.lark", "attnc/runtime/data/declaration.txt"}
+    expected |= {"attnc/dsl/grammar.json"}
     expected |= {f"attnc/dsl/stdlib/{p.name}" for p in (ROOT / "dsl" / "stdlib").glob("*.attn")}
     for layer in ("dsl", "compiler", "codegen", "runtime"):
         sources = (ROOT / layer).rglob("*.py")
@@ -76,6 +77,6 @@ def test_the_source_distribution_holds_tests_and_examples(checkout: Path) -> Non
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {
         "LICENSE", "README.md", "ARCHITECTURE.md", "tests/test_packaging.py",
-        "examples/longformer/longformer.attn", "dsl/grammar.lark", "docs/language.md",
+        "examples/longformer/longformer.attn", "dsl/grammar.lark", "dsl/grammar.json", "docs/language.md",
         "runtime/data/declaration.txt",
     } <= names  # fmt: skip
