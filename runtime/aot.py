@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnc.codegen.triton_forward import KERNEL, parameters
 from attnc.compiler.ir.plan import ForwardPlan, Target
@@ -151,7 +152,7 @@ def _job(path: Path, plan: ForwardPlan, target: Target) -> dict[str, object]:
     }
 
 
-def _ask_worker(jobs: list[dict[str, object]]) -> dict[str, list[dict[str, str]]]:
+def _ask_worker(jobs: list[dict[str, object]]) -> dict[str, Any]:
     worker = Path(__file__).with_name("aot_worker.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     try:
@@ -167,7 +168,7 @@ def _ask_worker(jobs: list[dict[str, object]]) -> dict[str, list[dict[str, str]]
     except subprocess.TimeoutExpired as late:
         raise RuntimeError(f"ahead-of-time compilation took over {late.timeout} s") from late
     try:
-        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError:
         tail = done.stderr.strip()[-2000:]
         raise RuntimeError(
