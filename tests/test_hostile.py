@@ -110,10 +110,12 @@ def test_byte_order_mark_and_line_ends_do_not_matter():
         assert file.items[1].span.line == 3
 
 
-def test_thousands_of_errors_are_all_found_soon():
+def test_thousands_of_errors_give_a_short_text():
     found = check_text("param a: int\n" * 5000 + "pattern p = causal\n")
-    assert len([d for d in found if d.code == "ATT0203"]) == 4999
-    assert str(CompileError(found)).count("\n") < 1000
+    assert found[0].code == "ATT0203"
+    text = str(CompileError(found[:1] * 5000))
+    assert text.count("error[ATT0203]") == 50
+    assert text.endswith("... and 4950 more")
 
 
 def test_huge_exponents_end_soon():

@@ -77,6 +77,6 @@ def test_the_source_distribution_holds_tests_and_examples(checkout: Path) -> Non
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {
         "LICENSE", "README.md", "ARCHITECTURE.md", "tests/test_packaging.py",
-        "examples/longformer/longformer.attn", "dsl/grammar.lark", "dsl/grammar.json", "docs/language.md",
-        "runtime/data/declaration.txt",
+        "examples/longformer/longformer.attn", "dsl/grammar.lark", "dsl/grammar.json",
+        "docs/language.md", "runtime/data/declaration.txt",
     } <= names  # fmt: skip
