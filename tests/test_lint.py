@@ -189,6 +189,46 @@ assert "torch" not in sys.modules
     assert 'pip install "attnc[torch]"' in done.stdout
 
 
+SPECIALISE = """
+import importlib.util, sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+spec = importlib.util.spec_from_file_location("kernel", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+kernel = module._attend
+bind = create_function_from_signature(
+    kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32))
+)
+half, single, table = (torch.zeros(64, dtype=t) for t in (torch.half, torch.float, torch.int))
+pointers = [half, half, half, half, single] + [table] * ("Order" in kernel.arg_names)
+found = {
+    str(bind(*pointers, 0.1, *[stride] * 9, length, length, 8, heads, batch, section,
+             ALIGN=8, WIDE=False)[1])
+    for length, stride, heads, batch, section in (
+        (1, 1, 1, 1, 1), (16, 8, 2, 4, 8), (17, 1000, 3, 5, 7), (2**20, 2**40, 16, 1, 2)
+    )
+}
+print(len(found))
+"""
+
+
+def test_one_kernel_for_every_length(tmp_path: Path) -> None:
+    """The JIT sees one signature whatever the lengths, strides, heads and batch are."""
+    _, text = compiled("streaming_llm", "sm_90", 64)
+    path = tmp_path / "kernel.py"
+    path.write_text(kernel_source(text), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", SPECIALISE, str(path)], capture_output=True, text=True, check=False,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+
+
 def test_head_dim_out_of_range() -> None:
     """Head dims past 256 have no tile."""
     with pytest.raises(ValueError, match="head_dim is 300"):
