@@ -30,7 +30,9 @@ def emit_host(plan: ForwardPlan) -> str:
     """
     out = Writer()
     out.line("import math")
-    out.line("from collections import OrderedDict")
+    if needs_schedule(plan):
+        out.line("import threading")
+        out.line("from collections import OrderedDict")
     out.line()
     out.line("import torch")
     out.line()
@@ -66,27 +68,33 @@ def _emit_segments(out: Writer, plan: ForwardPlan) -> None:
 
 def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
     out.line("_GPU_SCHEDULES = OrderedDict()  # (nq, nk, device) -> tensors, oldest first")
+    out.line("_GPU_LOCK = threading.Lock()")
     out.line("_GPU_PINNED = []  # tensors that a captured CUDA graph reads: never freed")
     out.line()
     out.line()
     with out.block("def _gpu_schedule(nq, nk, device):"):
         out.line('"""Return the tensors the kernel reads for these lengths; build them if new."""')
         out.line("key = (nq, nk, device)")
-        out.line('capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()')
-        with out.block("if key not in _GPU_SCHEDULES:"):
+        out.line('on_gpu = device.type == "cuda"')
+        out.line("capturing = on_gpu and torch.cuda.is_current_stream_capturing()")
+        with out.block("with _GPU_LOCK:"):
+            with out.block("if key not in _GPU_SCHEDULES:"):
+                with out.block("if capturing:"):
+                    out.line("raise RuntimeError(")
+                    with out.indented():
+                        out.line('"attnc: call the op once with these lengths before capturing "')
+                        out.line('"it in a CUDA graph: the first call builds its schedule"')
+                    out.line(")")
+                out.line("_GPU_SCHEDULES[key] = _gpu_build_schedule(nq, nk, device)")
+                with out.block("if on_gpu:"):
+                    out.comment("Other streams may read it next, and may still read an old one.")
+                    out.line("torch.cuda.synchronize(device)")
+                with out.block(f"while len(_GPU_SCHEDULES) > {KEPT_SCHEDULES}:"):
+                    out.line("_GPU_SCHEDULES.popitem(last=False)")
+            out.line("_GPU_SCHEDULES.move_to_end(key)")
             with out.block("if capturing:"):
-                out.line("raise RuntimeError(")
-                with out.indented():
-                    out.line('"attnc: call the op once with these lengths before capturing it in "')
-                    out.line('"a CUDA graph: the first call builds its schedule"')
-                out.line(")")
-            out.line("_GPU_SCHEDULES[key] = _gpu_build_schedule(nq, nk, device)")
-            with out.block(f"while len(_GPU_SCHEDULES) > {KEPT_SCHEDULES}:"):
-                out.line("_GPU_SCHEDULES.popitem(last=False)")
-        out.line("_GPU_SCHEDULES.move_to_end(key)")
-        with out.block("if capturing:"):
-            out.line("_GPU_PINNED.append(_GPU_SCHEDULES[key])")
-        out.line("return _GPU_SCHEDULES[key]")
+                out.line("_GPU_PINNED.append(_GPU_SCHEDULES[key])")
+            out.line("return _GPU_SCHEDULES[key]")
     out.line()
     out.line()
     _emit_build(out, plan)
@@ -129,7 +137,7 @@ _BUILD_TABLE = (
     "counts = torch.stack([zero + s[1] for s in segments], -1).flatten(0, 1)",
     "period, run, mask = torch.tensor([s[2:] for s in segments], device=device).T",
     "starts = counts.flatten().cumsum(0)",
-    "# The only wait for the device, once per lengths: the exact size of the table.",
+    "# One wait for the device: the exact size of the table.",
     "total = int(starts[-1])",
     "row_start = torch.cat([starts.new_zeros(1), starts[len(segments) - 1 :: len(segments)]])",
     "owner = torch.repeat_interleave(",
