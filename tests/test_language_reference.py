@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from attnc.compiler.driver import check_file, check_text
-from attnc.dsl.functions import BUILTINS
 from attnc.dsl.formatter import format_file
+from attnc.dsl.functions import BUILTINS
 from attnc.dsl.scanner import RESERVED
 from tests import markdown
 
