@@ -245,8 +245,8 @@ class _Kernel:
         out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
         out.comment("Past the end of the keys the last one is read again; its scores are masked.")
         out.line("near = tl.minimum(span, nk - 1 - kb * BK)")
-        out.line("k_tile = K + kb.to(tl.int64) * BK * k_step")
-        out.line("v_tile = V + kb.to(tl.int64) * BK * v_step")
+        out.line("k_tile = K + tl.cast(kb, tl.int64) * BK * k_step")
+        out.line("v_tile = V + tl.cast(kb, tl.int64) * BK * v_step")
         for name, where, place, padded_dim, shape in (
             ("k", "None, :", "dims[:, None]", d_pad != "D" and "D", "[D, BK]"),
             ("v", ":, None", "value_dims[None, :]", dv_pad != "DV" and "DV", "[BK, DV]"),
