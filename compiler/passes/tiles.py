@@ -102,3 +102,4 @@ _FP32_ROWS: dict[int, tuple[_Row, ...]] = {
     256: ((16, 32, 8, 1), (16, 16, 8, 1)),
 }
 _FULL: _Table = {target: _FP32_ROWS for target in _HALF}
+_FULL["gfx942"] = {**_FP32_ROWS, 128: ((32, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1))}
