@@ -18,8 +18,6 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tests import kernels as kn
-from tests.strategies import patterns
 
 from attnc.codegen.module import emit_module
 from attnc.compiler import driver
@@ -29,6 +27,8 @@ from attnc.compiler.ir.plan import Plan
 from attnc.compiler.passes.build_plan import build_plan
 from attnc.dsl.diagnostics import CompileError
 from attnc.runtime.build import load_text
+from tests import kernels as kn
+from tests.strategies import patterns
 
 _spec = importlib.util.spec_from_file_location(
     "conformance_cases", Path(__file__).parent / "test_conformance.py"
@@ -95,7 +95,7 @@ def test_random_patterns(text: str, nq: int, nk: int, tile: Tiling, cpu_tile: Ti
     ("case", "name", "params"), conformance.CASES, ids=[c[0] for c in conformance.CASES]
 )
 def test_published_masks(case: str, name: str, params: dict[str, Any]) -> None:
-    """What modules of the 23 published patterns attend to is the published mask, in all 85 cases."""
+    """Modules of the 23 published patterns attend to the published masks, in all 85 cases."""
     data = np.load(Path(__file__).parent / "conformance" / "static" / f"{case}.npz")["data"]
     published = data if data.ndim == 3 else data[None]
     given_params = {key: value for key, value in params.items() if key != "n"}
