@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from attnc.compiler.binding import Value, read_value
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes.lower_ast import lower
+from attnc.compiler.passes.lower_expr import ExprLowering
+from attnc.compiler.passes.warn import warn
 from attnc.dsl.check import check
+from attnc.dsl.check_expr import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion, read_source
 from attnc.dsl.resolve import STDLIB, Definition, Module, load_module, stdlib, stdlib_names
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 Params = Mapping[str, object]
 Oracle = Callable[[int, int], "NDArray[np.bool_]"]
 T = TypeVar("T")
+
+CHECK_WORK, WARN_WORK = 100_000, 400
+"""AST nodes one check lowers over all patterns of a file, and what a question to isl counts as."""
 
 
 def load_file(
@@ -242,10 +249,6 @@ def _refusal(code: str, message: str, help: str) -> CompileError:
 def _lower(
     definition: Definition, params: Params | None, warnings: tuple[Diagnostic, ...]
 ) -> Pattern:
-    from dataclasses import replace
-
-    from attnc.compiler.passes.warn import warn
-
     pattern = lower(definition, _values(definition, params or {}))
     return replace(pattern, warnings=(*warnings, *warn(pattern, definition)))
 
@@ -300,24 +303,43 @@ def _check(
     loaded: _Loaded, pattern: str | None, params: Params | None
 ) -> tuple[Diagnostic, ...]:
     module, found = _checked(loaded)
-    chosen = _choose(module, pattern) if module.patterns or pattern else None
+    if not module.patterns and not pattern:
+        return found
+    chosen = _choose(module, pattern)
     wrong: list[Diagnostic] = list(found)
     shared = {p.name for p in module.params}
-    for definition in module.patterns.values():
+    others = [d for d in module.patterns.values() if d is not chosen]
+    work = 0
+    for definition in (chosen, *others):
         given = dict(params or {})
         if definition is not chosen:
             given = {n: v for n, v in given.items() if n in shared}
+        if definition is not chosen or not given:
             every = (*module.params, *definition.pattern.params)
             if any(p.default is None and p.name not in given for p in every):
-                continue  # its values come from the patterns that use it
-        elif not params and any(p.default is None for p in definition.pattern.params):
-            continue
+                continue  # its values come from a command, or from the patterns that use it
+        if work > CHECK_WORK or len(wrong) >= MAX_FOUND:
+            wrong.append(_unchecked(definition))
+            break
+        counter = ExprLowering()
         try:
-            wrong += _lower(definition, given, ()).warnings
+            values = _values(definition, given)
+            wrong += warn(lower(definition, values, counter), definition)
         except CompileError as error:
             wrong += error.diagnostics
+        work += counter.work + WARN_WORK
     distinct: dict[tuple[object, ...], Diagnostic] = {}
     for d in wrong:  # one place is reported once, whoever uses it
         source = d.span.source.name if d.span.source else d.message
         distinct.setdefault((d.severity, d.code, source, d.span.start, d.span.stop), d)
     return tuple(sorted(distinct.values(), key=lambda d: d.severity != "error"))
+
+
+def _unchecked(definition: Definition) -> Diagnostic:
+    where = definition.pattern.name_span
+    return Diagnostic(
+        code="ATT0312", severity="note", span=where,
+        message="the patterns from here on were checked for names and types only",
+        label="the file is too large to lower all of it",
+        help=f"check one of them with `--pattern {definition.pattern.name}`, or split the file",
+    )  # fmt: skip

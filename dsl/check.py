@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_expr import LENGTHS, Entry, ExprChecker, Scope
+from attnc.dsl.check_expr import LENGTHS, MAX_FOUND, Entry, ExprChecker, Scope
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.kinds import BOOL, INT, Kind, Time, show_type
 from attnc.dsl.resolve import Definition, Module, cycles
 from attnc.dsl.source import Span
-from attnc.dsl.suggest import did_you_mean
 
 
 def check(module: Module) -> tuple[Diagnostic, ...]:
     """Return what is wrong with a module and the files it imports, errors before warnings.
 
     Values that depend on parameters (bounds, zero divisors, list lengths) are checked when a
-    pattern is lowered with its parameters.
+    pattern is lowered with its parameters. At most ``MAX_FOUND`` are returned.
     """
     found: list[Diagnostic] = []
     seen: set[int] = set()
@@ -29,7 +29,7 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
         seen.add(id(current))
         checker = _Checker(current)
         checker.file()
-        found += checker.found
+        found += checker.found[: MAX_FOUND - len(found)]
         if current is module and not checker.found:
             found += checker.unused()  # beside an error, such as a misspelt name, it is an echo
         pending += [d.module for d in current.imports.values()]
@@ -44,7 +44,7 @@ class _Checker(ExprChecker):
         self.module = module
 
     def file(self) -> None:
-        self.found += cycles(self.module)
+        self.found += islice(cycles(self.module), MAX_FOUND)
         shared: Scope = dict(LENGTHS)
         for param in self.module.params:
             self.param(param, shared)
@@ -143,7 +143,7 @@ class _Checker(ExprChecker):
             self.error(
                 "ATT0202", f"there is no pattern `{reference.name}`",
                 reference.name_span if reference.name_span.source else reference.span,
-                help=did_you_mean(reference.name, self.module.names()) or f"write a set, {shape}",
+                help=self.suggest(reference.name, self.module.names()) or f"write a set, {shape}",
             )  # fmt: skip
             for argument in reference.args:
                 self.expr(argument.value, scope)
@@ -198,7 +198,7 @@ class _Checker(ExprChecker):
         if argument.name not in wanted:
             self.error(
                 "ATT0206", f"`{name}` has no parameter `{argument.name}`", argument.span,
-                help=did_you_mean(argument.name, wanted)
+                help=self.suggest(argument.name, wanted)
                 or f"it is declared as {signature(target)}",
             )  # fmt: skip
             return None
@@ -213,6 +213,7 @@ class _Checker(ExprChecker):
         for item in self.module.file.items:
             if isinstance(item, ast.PatternDef):
                 owners += [(p, f"pattern `{item.name}` never") for p in item.params]
+        idle = ((param, who) for param, who in owners if id(param) not in self.used)
         return [
             Diagnostic(
                 code="ATT0210",
@@ -222,8 +223,7 @@ class _Checker(ExprChecker):
                 label=f"{who} reads it",
                 help="use it or remove it",
             )
-            for param, who in owners
-            if id(param) not in self.used
+            for param, who in islice(idle, MAX_FOUND)
         ]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.functions import BUILTINS
 from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.functions import BUILTINS
 from attnc.dsl.kinds import BOOL, BROKEN, INT, RATIONAL, Kind, Time, fits, join, show_type
 from attnc.dsl.source import Span
 from attnc.dsl.suggest import did_you_mean
@@ -19,6 +21,9 @@ class Entry:
     kind: Kind
     param: ast.Param | None = None
 
+
+MAX_FOUND, MAX_SUGGESTIONS, MAX_KNOWN = 100, 20, 500
+"""Diagnostics of one file, those with a suggestion, and the names a suggestion is sought among."""
 
 Scope = dict[str, Entry]
 LENGTHS: Scope = {name: Entry(Kind(INT, Time.RUN)) for name in ("n", "nq", "nk")}
@@ -61,10 +66,18 @@ class ExprChecker:
     def error(
         self, code: str, message: str, span: Span, *, label: str = "", help: str = ""
     ) -> Kind:
-        self.found.append(
-            Diagnostic(code=code, message=message, span=span, label=label, help=help)
-        )
+        if len(self.found) < MAX_FOUND:
+            self.found.append(
+                Diagnostic(code=code, message=message, span=span, label=label, help=help)
+            )
         return BROKEN
+
+    def suggest(self, name: str, known: Iterable[str]) -> str:
+        """Return "did you mean ...?", or "" where nothing is near or the search would take long."""
+        # One letter is near any other; guessing from it would mislead.
+        if len(name) < 2 or len(self.found) > MAX_SUGGESTIONS:
+            return ""
+        return did_you_mean(name, islice(known, MAX_KNOWN))
 
     def need(self, expr: ast.Expr, scope: Scope, wanted: ast.Type) -> Kind:
         """Check that an expression has a type; return BROKEN after a report."""
@@ -143,8 +156,7 @@ class ExprChecker:
             if expr.name in expect.choices:
                 return Kind(expect, Time.COMPILE)
             choices = expect.choices
-        # One letter is near any other; guessing from it would mislead.
-        help_ = did_you_mean(expr.name, (*choices, *scope)) if len(expr.name) > 1 else ""
+        help_ = self.suggest(expr.name, chain(choices, scope))
         if expr.name == self.head_name:
             help_ = f"bind the head in the set: `{{ q -> k, {expr.name} : ... }}`"
         elif choices and not help_:
@@ -205,7 +217,7 @@ class ExprChecker:
                 self.expr(arg, scope)
             return self.error(
                 "ATT0208", f"there is no function `{expr.function}`", where,
-                help=did_you_mean(expr.function, BUILTINS)
+                help=self.suggest(expr.function, BUILTINS)
                 or f"the functions are {', '.join(f'`{b}`' for b in BUILTINS)}",
             )  # fmt: skip
         count = len(expr.args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 from attnc.dsl import nodes as ast
@@ -13,6 +14,9 @@ from attnc.dsl.limits import read_source
 from attnc.dsl.parser import parse
 from attnc.dsl.source import Source, Span
 from attnc.dsl.suggest import did_you_mean
+
+MAX_DUPLICATES = 20
+"""Duplicate names that are reported of one file."""
 
 STDLIB = Path(__file__).resolve().parent / "stdlib"
 
@@ -56,9 +60,9 @@ class Module:
         found = self.patterns.get(name) or self.imports.get(name)
         return found or (stdlib(name) if name in stdlib_names() else None)
 
-    def names(self) -> tuple[str, ...]:
-        """Return every pattern name that a reference in this file may use."""
-        return (*self.patterns, *self.imports, *stdlib_names())
+    def names(self) -> Iterator[str]:
+        """Yield every pattern name that a reference in this file may use."""
+        return chain(stdlib_names(), self.imports, self.patterns)
 
 
 @cache
@@ -95,7 +99,7 @@ def load_module(
                 module.patterns.setdefault(item.name, Definition(item, module))
             case _:
                 pass
-    diagnostics += _duplicates(file)
+    diagnostics += islice(_duplicates(file), MAX_DUPLICATES)
     return module, tuple(diagnostics)
 
 

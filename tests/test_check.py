@@ -138,6 +138,21 @@ def test_doubling_is_refused_not_computed() -> None:
     assert found(f"pattern p = {{ q -> k : let x0 = q in {lets} x39 < 5 }}")[0][0] == "ATT0312"
 
 
+def test_files_of_many_patterns_are_checked_in_part() -> None:
+    assert found("pattern p = causal\n" * 50)[0][0] == "ATT0203"
+    many = "".join(f"pattern p{i} = window({i})\n" for i in range(400))
+    (note,) = driver.check_text(many)
+    assert (note.code, note.severity) == ("ATT0312", "note")
+    assert len(found("pattern p = " + " | ".join(f"{{ q -> k : q div 0 == {i} }}"
+                                                 for i in range(300)))) == 100
+    assert len(found("pattern p = " + " | ".join(f"unknown{i}" for i in range(300)))) == 100
+
+
+def test_nested_divisions_are_not_asked_about() -> None:
+    nested = "(" * 40 + "q" + "".join(f" + k) mod {i + 3}" for i in range(40))
+    assert found(f"pattern p = {{ q -> k : {nested} == 1 }}") == []
+
+
 # --------------------------------------------------------------------------- parameter values
 
 

@@ -21,6 +21,7 @@ from attnc.compiler.passes.lower_expr import (
 from attnc.compiler.passes.lower_value import Item, LowerError
 from attnc.dsl import nodes as ast
 from attnc.dsl.check import arguments
+from attnc.dsl.check_expr import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.resolve import Definition, Module
 from attnc.dsl.source import Span
@@ -35,15 +36,19 @@ _LENGTHS: Env = {
 }
 
 
-def lower(definition: Definition, given: Mapping[str, Value]) -> pat.Pattern:
+def lower(
+    definition: Definition, given: Mapping[str, Value], exprs: ExprLowering | None = None
+) -> pat.Pattern:
     """Lower a checked pattern with its parameter values (the file's and its own).
 
         pattern p(w: int) = causal & { q -> k : q - k < w }      w = 8
         -->  Intersection(Where(k <= q), Where(q - k < 8))
 
+    ``exprs`` counts the work that was done.
+
     Raises: CompileError with one diagnostic per set that cannot be lowered.
     """
-    return LowerAst().run(definition, given)
+    return LowerAst(exprs or ExprLowering()).run(definition, given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,9 @@ class _Frame:
 class LowerAst:
     """Lowers one pattern; what goes wrong gathers in ``found``, one diagnostic per set."""
 
-    def __init__(self) -> None:
+    def __init__(self, exprs: ExprLowering) -> None:
         self.found: list[Diagnostic] = []
-        self.exprs = ExprLowering()
+        self.exprs = exprs
         self.done: dict[tuple[object, ...], _Lowered] = {}
         self.spent: dict[tuple[object, ...], int] = {}
 
@@ -107,7 +112,8 @@ class LowerAst:
 
     def evaluate(self, expr: ast.Expr, values: Mapping[str, Value]) -> Value:
         """Return the value of a compile-time expression."""
-        return from_item(self.exprs.value(expr, {n: to_item(v) for n, v in values.items()}))
+        used = {n.name for n in ast.walk(expr) if isinstance(n, ast.Name) and n.name in values}
+        return from_item(self.exprs.value(expr, {n: to_item(values[n]) for n in used}))
 
     def file_values(
         self, module: Module, given: Mapping[str, Value], spans: Mapping[str, Span]
@@ -131,6 +137,7 @@ class LowerAst:
         values: dict[str, Value] = dict(shared)
         heads: int | None = None
         try:
+            self.exprs.spend(len(values), definition.pattern.name_span)
             values = bind(
                 definition.pattern.params, given, shared, self.evaluate, self.found.append, spans
             )
@@ -265,7 +272,10 @@ class LowerAst:
             self.spent[key] = self.exprs.work - start
         else:
             # A set that is used twice is written out twice by everything that comes later.
-            self.exprs.work += self.spent[key]
+            try:
+                self.exprs.spend(self.spent[key], reference.span)
+            except LowerError as error:
+                self.found.append(_used_by(error.diagnostic, frame.above))
         return self.done[key]
 
     def given(
@@ -376,4 +386,4 @@ def _distinct(found: list[Diagnostic]) -> list[Diagnostic]:
     for d in found:
         source = d.span.source.name if d.span.source else d.message
         seen.setdefault((d.code, source, d.span.start, d.span.stop), d)
-    return list(seen.values())
+    return list(seen.values())[:MAX_FOUND]

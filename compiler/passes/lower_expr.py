@@ -52,13 +52,7 @@ class ExprLowering:
 
     def value(self, expr: ast.Expr, env: Env) -> Item:
         """Return what an expression stands for."""
-        self.work += 1
-        if self.work > WORK_LIMIT:
-            raise LowerError(
-                "ATT0312", "the pattern is too large", expr.span,
-                label=f"written out it has more than {WORK_LIMIT} parts",
-                help="use fewer or shorter quantifiers, or fewer nested references",
-            )  # fmt: skip
+        self.spend(1, expr.span)
         match expr:
             case ast.Number(value=value):
                 return lv.const(value)
@@ -89,6 +83,16 @@ class ExprLowering:
                 return self.if_expr(expr, env)
             case ast.Let(name=name, value=bound, body=body):
                 return self.value(body, {**env, name: self.value(bound, env)})
+
+    def spend(self, work: int, span: Span) -> None:
+        """Count work; refuse a pattern that takes too much."""
+        self.work += work
+        if self.work > WORK_LIMIT:
+            raise LowerError(
+                "ATT0312", "the pattern is too large", span,
+                label=f"written out it has more than {WORK_LIMIT} parts",
+                help="use fewer or shorter quantifiers, or fewer nested references",
+            )  # fmt: skip
 
     def compile_time(self, num: Num, span: Span) -> Fraction:
         """Return a number's value; ask its binder to write it out if it varies."""
@@ -242,7 +246,9 @@ class ExprLowering:
         match op:
             case "in" | "not in":
                 assert isinstance(right, tuple)
-                found = lv.any_of([self.pair("==", left, item, span) for item in right], span)
+                found = lv.member(left, right, span) or lv.any_of(
+                    [self.pair("==", left, item, span) for item in right], span
+                )
                 return found if op == "in" else Logic(ex.not_(found.expr), found.size)
             case "!=" if not isinstance(left, Num):
                 equal = self.pair("==", left, right, span)

@@ -251,6 +251,22 @@ def all_of(parts: Sequence[Logic], span: Span) -> Logic:
     return logic(ex.and_(*(p.expr for p in parts)), size, span)
 
 
+def member(left: Item, items: tuple[Item, ...], span: Span) -> Logic | None:
+    """Return ``left in items`` where all items are compile-time numbers, else None."""
+    if not isinstance(left, Num):
+        return None
+    values = [known(i) if isinstance(i, Num) else None for i in items]
+    scaled = [v * left.den for v in values if v is not None]
+    if len(scaled) < len(items):
+        return None
+    whole = [v.numerator for v in scaled if v.denominator == 1]
+    result = ex.member(left.expr, whole)
+    if not isinstance(result, ex.Truth):
+        fits_machine([left], span)
+        fits_machine([const(max(map(abs, whole)))], span)
+    return logic(result, left.size + len(whole), span)
+
+
 POWERS = tuple(1 << e for e in range(ex.POW2_MAX_EXPONENT + 1))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 from attnc.dsl.diagnostics import Diagnostic
@@ -11,6 +9,8 @@ from attnc.dsl.resolve import Definition
 
 MAX_PARTS = 6000
 """Expression nodes isl reads in about half a second."""
+MAX_DIVISIONS = 4
+"""How deep ``div`` and ``mod`` may nest: isl's time explodes with each level, budget or not."""
 
 
 def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
@@ -19,7 +19,7 @@ def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
     Decided for queries and keys of one length, over every length. No answer, no warning: isl works
     under a budget, and a pattern that is too large to read within it is not asked about.
     """
-    if sum(1 for _ in islice(ex.walk(pattern.predicate), MAX_PARTS + 1)) > MAX_PARTS:
+    if not _readable(pattern.predicate):
         return ()
     from attnc.compiler import sets
 
@@ -48,3 +48,17 @@ def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
             help="if that is not meant, let every query see itself: `| { q -> k : q == k }`",
         ),
     )  # fmt: skip
+
+
+def _readable(predicate: ex.BoolExpr) -> bool:
+    """Return whether isl answers questions about a predicate in reasonable time."""
+    stack: list[tuple[ex.Expr, int]] = [(predicate, 0)]
+    seen = 0
+    while stack:
+        node, depth = stack.pop()
+        seen += 1
+        depth += isinstance(node, ex.FloorDiv | ex.Mod)
+        if seen > MAX_PARTS or depth > MAX_DIVISIONS:
+            return False
+        stack += ((child, depth) for child in ex.children(node))
+    return True
