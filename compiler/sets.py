@@ -337,17 +337,15 @@ def empty_row(pattern: Pattern) -> tuple[int, int] | None:
             missing = rows.subtract(kept.domain())
             if missing.is_empty():
                 return None
-            # Parameters become dimensions, the length first: lexmin is the least length.
+            # The length becomes the first dimension, and any head will do.
             count = missing.dim(isl.dim_type.param)
             at = missing.find_dim_by_name(isl.dim_type.param, "nk")
             missing = missing.move_dims(isl.dim_type.set, 0, isl.dim_type.param, at, 1)
             if count > 1:
                 missing = missing.project_out(isl.dim_type.param, 0, count - 1)
-            point = missing.lexmin().sample_point()
-            length, query = (
-                point.get_coordinate_val(isl.dim_type.set, i).to_python() for i in (0, 1)
-            )
-            return int(query), int(length)
+            length = missing.dim_min_val(0)
+            query = missing.fix_val(isl.dim_type.set, 0, length).dim_min_val(1)
+            return int(query.to_python()), int(length.to_python())
     except OverBudget:
         return None
 

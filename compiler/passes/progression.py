@@ -22,6 +22,9 @@ MAX_MERGE = 8
 MAX_OPERATIONS = 56
 """Bounds with more operations than this are not worth a loop prologue: the hull serves."""
 
+MAX_SLICES = 6
+"""Widest band, in tiles, that is cut into diagonals."""
+
 TRIAL_ROWS = ((0, 1), (0, 12), (2, 12), (5, 4), (7, 12), (11, 9), (40, 41))
 """Small ``(qb, NK)`` at which a guess must hold before isl is asked to prove it."""
 
@@ -94,10 +97,37 @@ def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
     found: list[tuple[Progression, isl.Set]] = []
     for basic in basics:
         progression = fit(Row(basic, row.context))
-        if progression is None:
-            raise sets.OverBudget("key tiles that are no progression")
-        found.append((progression, basic))
+        found += [(progression, basic)] if progression is not None else _slices(basic, row.context)
     return found
+
+
+def _slices(tiles: isl.Set, context: isl.Set) -> list[tuple[Progression, isl.Set]]:
+    """Cut a narrow band along the diagonal into single diagonals, each a tile or none.
+
+    What repeats inside such a band depends on the row alone once the diagonal is fixed.
+    """
+    for rate in (1, 2, 4):
+        away = tiles.apply(sets.read_map(f"[qb] -> {{ [kb] -> [kb - {rate} * qb] }}"))
+        offsets = away.project_out(isl.dim_type.param, 0, away.dim(isl.dim_type.param))
+        low, high = offsets.dim_min_val(0), offsets.dim_max_val(0)
+        if not (low.is_int() and high.is_int()):
+            continue
+        first, last = int(low.to_python()), int(high.to_python())
+        if last - first >= MAX_SLICES:
+            continue
+        found: list[tuple[Progression, isl.Set]] = []
+        for offset in range(first, last + 1):
+            diagonal = sets.read_set(f"[qb] -> {{ [{rate} * qb + {offset}] }}")
+            one = tiles.intersect(diagonal).coalesce()
+            if one.is_empty():
+                continue
+            progression = fit(Row(one, context))
+            if progression is None:
+                break
+            found.append((progression, one))
+        else:
+            return found
+    raise sets.OverBudget("key tiles that are no progression")
 
 
 def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
