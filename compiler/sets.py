@@ -22,6 +22,12 @@ BUDGET_OPERATIONS = 3_000_000
 MAX_LISTED = 64
 """Longest list of members isl is asked about; beyond it the list is widened to its hull."""
 
+MAX_PARTS = 20_000
+"""Largest predicate, in nodes, that isl is asked about."""
+
+MAX_DIV_DEPTH = 4
+"""Deepest nest of ``div`` and ``mod`` that isl is asked about."""
+
 MAX_TEXT = 1 << 14
 """Longest text of an operand of ``abs`` that isl is asked about."""
 
@@ -43,9 +49,8 @@ def budget(operations: int = BUDGET_OPERATIONS) -> Iterator[None]:
     try:
         yield
     except isl.Error as error:
-        if _over_limit(error):
-            raise OverBudget(f"more than {operations:,} isl operations") from None
-        raise
+        reason = f"more than {operations:,} isl operations"
+        raise OverBudget(reason if _over_limit(error) else f"isl: {error}") from None
     finally:
         _CONTEXT.set_max_operations(0)
         _CONTEXT.reset_operations()
@@ -153,6 +158,24 @@ def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
     return runs
 
 
+def _checked(predicate: ex.BoolExpr) -> str:
+    """Return the text of a predicate that isl may be asked about.
+
+    Raises: OverBudget for what isl's operation count does not bound: deep nests of ``div``.
+    """
+    parts = sum(1 for _ in ex.walk(predicate))
+    if parts > MAX_PARTS:
+        raise OverBudget(f"a predicate of {parts:,} parts")
+    if _div_depth(predicate) > MAX_DIV_DEPTH:
+        raise OverBudget(f"more than {MAX_DIV_DEPTH} `div` and `mod` inside each other")
+    return text(predicate)
+
+
+def _div_depth(expr: ex.Expr) -> int:
+    below = max((_div_depth(child) for child in ex.children(expr)), default=0)
+    return below + isinstance(expr, ex.FloorDiv | ex.Mod)
+
+
 def params_of(*exprs: ex.Expr, without: frozenset[str] = frozenset()) -> list[str]:
     """Return the names used that are not set dimensions, in a fixed order."""
     used = frozenset().union(*(ex.free_vars(e) for e in exprs))
@@ -161,7 +184,8 @@ def params_of(*exprs: ex.Expr, without: frozenset[str] = frozenset()) -> list[st
 
 def pair_map(predicate: ex.BoolExpr, params: list[str], domain: str) -> isl.Map:
     """Return ``[params] -> { [q] -> [k] : domain and predicate }``."""
-    source = f"[{', '.join(params)}] -> {{ [q] -> [k] : {domain} and ({text(predicate)}) }}"
+    test = _checked(predicate)
+    source = f"[{', '.join(params)}] -> {{ [q] -> [k] : {domain} and ({test}) }}"
     return isl.Map.read_from_str(_CONTEXT, source)
 
 
@@ -307,6 +331,22 @@ def piecewise(
     for (domain, _), value in zip(reversed(pieces[:-1]), reversed(values[:-1]), strict=True):
         total = ex.select(bool_expr(domain.gist(function.domain()), names), value, total)
     yield total
+
+
+def without_quantifiers(exists: ex.Exists, heads: int | None) -> ex.BoolExpr:
+    """Return a formula without bound variables, equal for all positions and lengths.
+
+    Raises: OverBudget, also where some variable has no explicit form.
+    """
+    names = params_of(exists)
+    legal = [f"{name} >= 0" for name in names if name in ("q", "k", "nq", "nk")]
+    if "h" in names:
+        legal.append(f"0 <= h < {heads}")
+    known = read_set(f"[{', '.join(names)}] -> {{ : {' and '.join(legal) or '1 = 1'} }}")
+    found = read_set(f"[{', '.join(names)}] -> {{ : {_checked(exists)} }}").intersect(known)
+    # The divs of a projection are explicit only once they are computed; gist drops what is known.
+    formula = found.compute_divs().coalesce().gist(known)
+    return bool_expr(formula, lambda _, i: names[i])
 
 
 # ------------------------------------------------------------------- questions about patterns

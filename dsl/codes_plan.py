@@ -21,6 +21,15 @@ PLAN_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : q <= k }",
     ),
     Code(
+        "ATT0408", "an `exists` without a formula",
+        "isl found no formula that is equal to the `exists`, and its range is too long to write "
+        "out as alternatives.",
+        "A kernel checks a pair with a formula; it runs no search.",
+        "pattern p = { q -> k : exists a in 0..n : "
+        "(a + (a + (a + (a + (a + (q - a) div 3) div 5) div 7) div 9) div 11) div 13 == k }",
+        "pattern p = { q -> k : (q - k) mod 3 == 0 }",
+    ),
+    Code(
         "ATT0503", "no such file and no such zoo pattern",
         "The argument names neither a file nor a pattern of the library.",
         "A file ends in `.attn`; other words are looked up in the zoo.",

@@ -14,6 +14,8 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Tiling
 from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.eliminate import eliminate
 from attnc.compiler.passes.strips import strips
 from attnc.dsl.diagnostics import CompileError
 from tests.strategies import patterns
@@ -158,3 +160,53 @@ def test_empty_rows_are_found_symbolically() -> None:
     assert sets.empty_row(pat.Pattern(name="p", heads=None, body=before)) == (0, 1)
     assert sets.empty_row(load_zoo("causal")) is None
     assert sets.is_empty(pat.Pattern(name="p", heads=None, body=pat.Where(ex.FALSE)))
+
+
+NESTED = (
+    "pattern p = { q -> k : exists a in 0..n : exists b in 0..n :"
+    " 3 * a + 5 * b == q - k and a <= b }"
+)
+
+
+@pytest.mark.parametrize("text", [
+    NESTED,
+    "pattern p = { q -> k : exists m in 0..q div 4 : q - k == 6 * m }",
+    "pattern p heads h: 3 = { q -> k, h : not (exists m in 0..n : q - k == (h + 2) + 4 * m) }",
+    "pattern p = { q -> k : forall e in 1..9 : q - k < 3 * e or k mod 2 == 0 }",
+])  # fmt: skip
+def test_quantifiers_become_formulas(text: str) -> None:
+    """Quantifiers over run-time ranges leave formulas that keep the same pairs."""
+    pattern = load_text(text)
+    formula = eliminate(pattern)
+    assert not any(isinstance(node, ex.Exists) for node in ex.walk(formula.predicate))
+    for nq, nk in ((40, 40), (13, 60), (50, 7)):
+        assert (formula.mask(nq, nk) == pattern.mask(nq, nk)).all()
+        mask = cl.classify(pattern, Tiling(16, 16))
+        assert (mask.dense(nq, nk) == pattern.mask(nq, nk)).all()
+
+
+def test_a_band_that_repeats_is_cut_into_diagonals() -> None:
+    """Near the diagonal, what repeats depends on the row: still exact, nothing widened."""
+    text = "pattern p = { q -> k : k <= q and (q - k < 40 or k div 32 mod 4 >= 2) }"
+    mask = cl.classify(load_text(text), Tiling(32, 32))
+    assert mask.exact
+    assert count(mask, 391, 200) == dense_counts(mask, 391, 200)
+
+
+def test_deep_nests_of_div_are_not_asked_about() -> None:
+    """isl's operation count does not bound nested ``div``: such a pattern is widened at once."""
+    inner = "q - k"
+    for divisor in range(2, 14):
+        inner = f"({inner} + q) mod {divisor}"
+    pattern = load_text(f"pattern p = {{ q -> k : {inner} == 0 }}")
+    mask = cl.classify(pattern, Tiling(16, 16))
+    assert not mask.exact
+    assert "inside each other" in mask.widened[0]
+    assert (mask.dense(40, 33) == pattern.mask(40, 33)).all()
+
+
+def test_segments_out_of_reach_are_left_out() -> None:
+    """A distance of 2**40 stays in the block mask; no op takes so many tokens: no plan has it."""
+    plan = build_plan(load_zoo("power_of_two"), head_dim=64)
+    assert len(plan.forward.segments) < len(plan.forward.block_mask.pieces)
+    assert len(plan.forward.segments) > 20

@@ -9,12 +9,15 @@ import islpy as isl
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import BlockMask, Tiling
+from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.strips import strips
+
+MAX_LENGTH = 1 << 30
+"""Longest sequence an op takes, in tokens."""
 
 MAX_SEGMENTS = 8
 """More segments than this cost more in the loop prologue than a table costs in loads."""
@@ -56,9 +59,20 @@ def build_plan(
         block_mask, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target
     )
     cpu = CpuPlan(
-        block_mask=cl.classify(pattern, cpu_tiling), strips=strips(pattern, cpu_tiling)
+        block_mask=cl.classify(pattern, cpu_tiling),
+        strips=tuple(
+            s for s in strips(pattern, cpu_tiling) if reachable(s.tiles, cpu_tiling)
+        ),
     )
     return Plan(pattern=pattern, forward=forward, cpu=cpu, notes=tuple(_notes(forward, tile)))
+
+
+def reachable(tiles: Progression, tiling: Tiling) -> bool:
+    """Whether a progression can hold a tile at lengths an op takes (2**40 away is out of reach)."""
+    rows, keys = MAX_LENGTH // tiling.q + 1, MAX_LENGTH // tiling.k + 1
+    ranges = {"qb": (0, rows - 1), "NQ": (1, rows), "NK": (1, keys), "h": (0, None)}
+    most = ex.interval(tiles.count, ranges)[1]
+    return most is None or most > 0
 
 
 def _check_tile(tile: Tiling) -> None:
@@ -82,6 +96,7 @@ def _forward(
             mask=0 if piece.full else 1 if len(masks) == 1 else masks.index(piece.residual) + 1,
         )
         for piece in block_mask.pieces
+        if reachable(piece.tiles, block_mask.tiling)
     )
     return ForwardPlan(
         block_mask=block_mask, segments=segments, masks=tuple(masks),

@@ -16,13 +16,14 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import TILE_VARS, BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes import progression as prog
+from attnc.compiler.passes.eliminate import eliminate
 from attnc.compiler.passes.residual import residual
 
 MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
 
 
-SIMPLE = 14
+SIMPLE = 24
 """Operations in the bounds of a piece below which no simpler form is looked for."""
 
 
@@ -47,7 +48,7 @@ def classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     ``BlockMask.widened`` says why.
     Source: Verdoolaege, "isl: An Integer Set Library for the Polyhedral Model", ICMS 2010.
     """
-    return _classify(pattern, tiling)
+    return _classify(eliminate(pattern), tiling)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import lcm
 
 import islpy as isl
@@ -179,18 +180,32 @@ def fit(row: Row) -> Progression | None:
     tiles = row.tiles.intersect_params(row.context)
     if tiles.is_empty():
         return Progression(base=ex.ZERO, count=ex.ZERO)
-    trials = _trials(row)
+    trials: list[tuple[dict[str, int], list[int]]] | None = None
+    if len(tiles.get_basic_sets()) > 1:
+        trials = _trials(row)
+        if not _plausible([seen for _, seen in trials]):
+            return None
     for guess in _guesses(row, tiles):
         if ex.op_count(guess.base) + ex.op_count(guess.count) > MAX_OPERATIONS:
             continue
-        if any(_tiles_at(guess, values) != seen for values, seen in trials):
+        if trials and any(_tiles_at(guess, values) != seen for values, seen in trials):
             continue  # wrong already at a trial point: isl need not be asked
         tidied = replace(
             guess, base=ex.tidy(guess.base, RANGES), count=ex.tidy(guess.count, RANGES)
         )
         if row.same(as_set(tidied, tiles)):
             return tidied
+        if trials is None:  # the first guess is mostly right: trials pay from the second on
+            trials = _trials(row)
+            if not _plausible([seen for _, seen in trials]):
+                return None
     return None
+
+
+def _plausible(rows: list[list[int]]) -> bool:
+    """Whether rows of tiles could be one progression: one step, or steps of one and one jump."""
+    steps = {b - a for row in rows for a, b in pairwise(row)}
+    return len(steps) <= 1 or (len(steps) == 2 and min(steps) == 1)
 
 
 def _trials(row: Row) -> list[tuple[dict[str, int], list[int]]]:
@@ -345,9 +360,10 @@ def _ends_of_basic(
         info = tiles.get_stride_info(0)
         residue = sets.int_expr(info.get_offset(), name)
         first = ex.add(first, ex.mod(ex.sub(residue, first), stride))
+    if guards:  # isl drops 0 <= kb < NK where a guard implies it
+        yield ex.maximum(first, ex.ZERO), ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
     yield first, last
     if guards:
-        yield ex.maximum(first, ex.ZERO), last  # isl drops kb >= 0 where a guard implies it
         yield first, ex.select(ex.and_(*guards), last, ex.sub(first, ex.Const(stride)))
 
 
@@ -382,16 +398,36 @@ def _div_uses_tile(aff: isl.Aff) -> bool:
 def as_set(progression: Progression, like: isl.Set) -> isl.Set:
     """Return the key tiles of a progression as an isl set over the parameters of ``like``."""
     params = sets.param_names(like)
-    index = ex.Var("i")
+    kb, index = ex.Var("kb"), ex.Var("i")
+    beyond = ex.sub(kb, progression.base)
+    if progression.period == 1:
+        last = ex.sub(ex.add(progression.base, progression.count), ex.ONE)
+        # Written without max and min, which isl reads slowly.
+        lows = progression.base.parts if isinstance(progression.base, ex.Max) else (
+            progression.base,
+        )
+        highs = last.parts if isinstance(last, ex.Min) else (last,)
+        test = ex.and_(
+            *(ex.compare(">=", kb, low) for low in lows),
+            *(ex.compare("<=", kb, high) for high in highs),
+        )
+        return sets.read_set(f"[{', '.join(params)}] -> {{ [kb] : {sets.text(test)} }}")
+    if progression.run == 1:
+        extent = ex.scale(progression.period, progression.count)
+        test = ex.and_(
+            ex.compare(">=", beyond, ex.ZERO),
+            ex.compare("<", beyond, extent),
+            ex.compare("==", ex.mod(beyond, progression.period), ex.ZERO),
+        )
+        return sets.read_set(f"[{', '.join(params)}] -> {{ [kb] : {sets.text(test)} }}")
     position = ex.add(
-        progression.base,
         ex.scale(progression.period, ex.floordiv(index, progression.run)),
         ex.mod(index, progression.run),
     )
     test = ex.and_(
         ex.compare(">=", index, ex.ZERO),
         ex.compare("<", index, progression.count),
-        ex.compare("==", ex.Var("kb"), position),
+        ex.compare("==", beyond, position),
     )
     return sets.read_set(
         f"[{', '.join(params)}] -> {{ [kb] : exists (i : {sets.text(test)}) }}"

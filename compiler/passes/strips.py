@@ -15,6 +15,7 @@ from attnc.compiler.ir.blockmask import Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Strip
 from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes.eliminate import eliminate
 
 MAX_SHIFT_ROWS = 64
 """Longest row period that is tried for a shared mask."""
@@ -26,13 +27,17 @@ MAX_STRIPS = 48
 """More strips than this are not tested for shared masks: their masks are made row by row."""
 
 
-@lru_cache(maxsize=256)
 def strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     """Cut the visited tiles into strips and prove which of them can share one mask.
 
     Units: ``tiling`` in tokens, strips in tiles. Where isl runs out of budget the strips are those
     of the (widened) block mask and share nothing.
     """
+    return _strips(eliminate(pattern), tiling)
+
+
+@lru_cache(maxsize=256)
+def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     whole = pattern.predicate
     if whole == ex.FALSE:
         return ()

@@ -1,0 +1,85 @@
+"""Pattern IR -> pattern IR without quantifiers.
+
+    exists m in 0..nk : q - k == 3 * m   -->   (q - k) mod 3 == 0 and k <= q and q - k <= 3 * nk
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from attnc.compiler import sets
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import pattern as pat
+from attnc.dsl.diagnostics import CompileError, Diagnostic
+
+MAX_UNROLLED = 4096
+"""Longest constant range that becomes a disjunction where isl does not find a formula."""
+
+
+@lru_cache(maxsize=256)
+def eliminate(pattern: pat.Pattern) -> pat.Pattern:
+    """Return the pattern with every ``exists`` replaced by an equal formula.
+
+    The same object comes back where there is nothing to do.
+    Raises: CompileError[ATT0408] if isl finds no formula and the range is too long to write out.
+    """
+    if not any(isinstance(node, ex.Exists) for node in ex.walk(pattern.predicate)):
+        return pattern
+    return replace(pattern, body=_node(pattern.body, pattern))
+
+
+def _node(node: pat.Node, pattern: pat.Pattern) -> pat.Node:
+    match node:
+        case pat.Where(predicate):
+            return pat.Where(_bool(predicate, pattern))
+        case pat.Union(parts):
+            return pat.Union(tuple(_node(p, pattern) for p in parts))
+        case pat.Intersection(parts):
+            return pat.Intersection(tuple(_node(p, pattern) for p in parts))
+        case pat.Difference(left, right):
+            return pat.Difference(_node(left, pattern), _node(right, pattern))
+        case pat.Complement(part):
+            return pat.Complement(_node(part, pattern))
+
+
+def _bool(expr: ex.BoolExpr, pattern: pat.Pattern) -> ex.BoolExpr:
+    match expr:
+        case ex.Exists():
+            body = _bool(expr.body, pattern)
+            return _formula(ex.Exists(expr.var, expr.low, expr.high, body), pattern)
+        case ex.And(parts):
+            return ex.and_(*(_bool(p, pattern) for p in parts))
+        case ex.Or(parts):
+            return ex.or_(*(_bool(p, pattern) for p in parts))
+        case ex.Not(part):
+            return ex.not_(_bool(part, pattern))
+        case _:
+            return expr
+
+
+def _formula(exists: ex.Exists, pattern: pat.Pattern) -> ex.BoolExpr:
+    reason = ""
+    try:
+        with sets.budget():
+            return sets.without_quantifiers(exists, pattern.heads)
+    except sets.OverBudget as error:
+        reason = str(error)
+    low, high = exists.low, exists.high
+    if isinstance(low, ex.Const) and isinstance(high, ex.Const):
+        values = range(low.value, high.value + 1)
+        if len(values) <= MAX_UNROLLED:
+            return ex.or_(
+                *(ex.substitute(exists.body, {exists.var: ex.Const(v)}) for v in values)
+            )
+    raise CompileError(
+        (
+            Diagnostic(
+                code="ATT0408",
+                message=f"no formula was found for an `exists` of `{pattern.name}`",
+                notes=(f"`{ex.show(exists)}`", reason),
+                help="write it with `div` and `mod`, or give it a constant range of at most"
+                f" {MAX_UNROLLED} values",
+            ),
+        )
+    )
