@@ -174,6 +174,8 @@ class BuildAst:
     def product(self, c: Children) -> ast.Expr:
         return _left_deep(c)
 
+    value_sum, value_product = sum, product
+
     def minus(self, c: Children) -> ast.Unary:
         return ast.Unary(op="-", operand=c[1], span=_span(c))
 

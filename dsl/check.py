@@ -138,6 +138,10 @@ class _Checker(ExprChecker):
 
     def reference(self, reference: ast.Reference, scope: Scope) -> None:
         target = self.module.find(reference.name)
+        if reference.name in self.module.missing - self.module.patterns.keys():
+            for argument in reference.args:  # the import of the name has been reported
+                self.expr(argument.value, scope)
+            return
         if target is None:
             shape = f"`{{ q -> k : ... }}`, or define `pattern {reference.name} = ...`"
             self.error(

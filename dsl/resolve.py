@@ -38,6 +38,7 @@ class Module:
     file: ast.File
     patterns: dict[str, Definition] = field(default_factory=dict)
     imports: dict[str, Definition] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)  # imported names that were not found
 
     @property
     def params(self) -> tuple[ast.Param, ...]:
@@ -95,6 +96,7 @@ def load_module(
         match item:
             case ast.Import():
                 diagnostics += _follow(module, item, above)
+                module.missing.update(n for n in item.names if n not in module.imports)
             case ast.PatternDef():
                 module.patterns.setdefault(item.name, Definition(item, module))
             case _:

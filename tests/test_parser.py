@@ -53,6 +53,11 @@ GROUPING = {
     "a and exists e in 1..n - 1 : b and c": "a and (exists e in (1)..(n - 1) : (b and c))",
     "let d = q - k in d == 1 or d == 2": "let d = (q - k) in (d == 1 or d == 2)",
     "let d = a or not b in d in [1]": "let d = (a or (not b)) in (d in [1])",
+    "let d = if q in w then 1 else 2 in d": "let d = (if (q in w) then 1 else 2) in d",
+    "let d = 1 - if a then b else c in d": "let d = (1 - (if a then b else c)) in d",
+    "let d = let e = q in e in d == k": "let d = (let e = q in e) in (d == k)",
+    "let d = not exists e in 0..3 : b in d": "let d = (not (exists e in 0..3 : b)) in d",
+    "let d = 2**if a then 1 else -b**2 in d": "let d = 2**(if a then 1 else (-(b**2))) in d",
     "if a then b else if c then d else e": "if a then b else (if c then d else e)",
 }
 
