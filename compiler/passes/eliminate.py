@@ -77,9 +77,13 @@ def _formula(exists: ex.Exists, pattern: pat.Pattern) -> ex.BoolExpr:
             Diagnostic(
                 code="ATT0408",
                 message=f"no formula was found for an `exists` of `{pattern.name}`",
-                notes=(f"`{ex.show(exists)}`", reason),
+                notes=(f"`{_short(ex.show(exists))}`", reason),
                 help="write it with `div` and `mod`, or give it a constant range of at most"
                 f" {MAX_UNROLLED} values",
             ),
         )
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:157]}..."
