@@ -12,6 +12,7 @@ from attnc.dsl.diagnostics import CompileError
 from attnc.dsl.parser import parse, parse_expression
 from attnc.dsl.source import Source
 
+_INTERVAL = re.compile(r"kb in (?P<first>.*) \.\. (?P<last>.*)")
 _TILES = re.compile(
     r"kb = (?P<base>.*) \+ (?:(?P<period>\d+) \* (?:i|\(i div (?P<run>\d+)\) \+ i mod \d+)|i)"
     r" for i < (?P<count>.*)"
@@ -49,6 +50,10 @@ def read(text: str) -> pat.Pattern | BlockMask:
 
 
 def _tiles(text: str) -> Progression:
+    interval = _INTERVAL.fullmatch(text)
+    if interval is not None:
+        first, last = integer(interval["first"]), integer(interval["last"])
+        return Progression(base=first, count=ex.add(ex.sub(last, first), ex.ONE))
     found = _TILES.fullmatch(text)
     if found is None:
         raise ValueError(f"not a progression of tiles: {text!r}")

@@ -60,7 +60,11 @@ def _piece(piece: Piece) -> str:
 
 
 def show_tiles(tiles: Progression) -> str:
-    """Return ``kb = first + ... for i < count``."""
+    """Return ``kb in first .. last`` (both included), or ``kb = first + ... for i < count``."""
+    if tiles.period == 1:
+        last = ex.sub(ex.add(tiles.base, tiles.count), ex.ONE)
+        if ex.add(ex.sub(last, tiles.base), ex.ONE) == tiles.count:
+            return f"kb in {ex.show(tiles.base)} .. {ex.show(last)}"
     if tiles.run > 1:
         steps = f"{tiles.period} * (i div {tiles.run}) + i mod {tiles.run}"
     else:
