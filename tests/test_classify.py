@@ -173,6 +173,7 @@ NESTED = (
     "pattern p = { q -> k : exists m in 0..q div 4 : q - k == 6 * m }",
     "pattern p heads h: 3 = { q -> k, h : not (exists m in 0..n : q - k == (h + 2) + 4 * m) }",
     "pattern p = { q -> k : forall e in 1..9 : q - k < 3 * e or k mod 2 == 0 }",
+    "pattern p = { q -> k : abs(if exists m in 0..q : 3 * m == k then 1 else q - k) < 4 }",
 ])  # fmt: skip
 def test_quantifiers_become_formulas(text: str) -> None:
     """Quantifiers over run-time ranges leave formulas that keep the same pairs."""

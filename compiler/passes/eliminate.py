@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
@@ -32,7 +33,7 @@ def eliminate(pattern: pat.Pattern) -> pat.Pattern:
 def _node(node: pat.Node, pattern: pat.Pattern) -> pat.Node:
     match node:
         case pat.Where(predicate):
-            return pat.Where(_bool(predicate, pattern))
+            return pat.Where(_without(predicate, pattern))
         case pat.Union(parts):
             return pat.Union(tuple(_node(p, pattern) for p in parts))
         case pat.Intersection(parts):
@@ -43,19 +44,12 @@ def _node(node: pat.Node, pattern: pat.Pattern) -> pat.Node:
             return pat.Complement(_node(part, pattern))
 
 
-def _bool(expr: ex.BoolExpr, pattern: pat.Pattern) -> ex.BoolExpr:
-    match expr:
-        case ex.Exists():
-            body = _bool(expr.body, pattern)
-            return _formula(ex.Exists(expr.var, expr.low, expr.high, body), pattern)
-        case ex.And(parts):
-            return ex.and_(*(_bool(p, pattern) for p in parts))
-        case ex.Or(parts):
-            return ex.or_(*(_bool(p, pattern) for p in parts))
-        case ex.Not(part):
-            return ex.not_(_bool(part, pattern))
-        case _:
-            return expr
+def _without(expr: Any, pattern: pat.Pattern) -> Any:
+    """Replace the quantifiers of an expression, the inner ones first."""
+    if not ex.children(expr):
+        return expr
+    inner = ex.rebuild(expr, lambda e: _without(e, pattern))
+    return _formula(inner, pattern) if isinstance(inner, ex.Exists) else inner
 
 
 def _formula(exists: ex.Exists, pattern: pat.Pattern) -> ex.BoolExpr:

@@ -57,7 +57,7 @@ from attnc.compiler.ir.expr.nodes import (
     Var,
 )
 from attnc.compiler.ir.expr.text import show
-from attnc.compiler.ir.expr.walk import children, free_vars, op_count, substitute, walk
+from attnc.compiler.ir.expr.walk import children, free_vars, op_count, rebuild, substitute, walk
 
 __all__ = [
     "FALSE",
@@ -106,6 +106,7 @@ __all__ = [
     "not_",
     "op_count",
     "or_",
+    "rebuild",
     "scale",
     "select",
     "show",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -98,12 +98,22 @@ def op_count(expr: Expr) -> int:
 
 def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
     """Return the expression with variables replaced, folded again on the way up."""
-    def go(e: Any) -> Any:
-        return substitute(e, values)
-
     match expr:
         case Var(name):
             return values.get(name, expr)
+        case Exists(var, low, high, body):
+            inner = {n: v for n, v in values.items() if n != var}
+            return replace(
+                expr, low=substitute(low, values), high=substitute(high, values),
+                body=substitute(body, inner),
+            )
+        case _:
+            return rebuild(expr, lambda e: substitute(e, values))
+
+
+def rebuild(expr: Any, go: Callable[[Any], Any]) -> Any:
+    """Return the expression with each direct sub-expression replaced, folded again."""
+    match expr:
         case Add(parts):
             return add(*map(go, parts))
         case Scale(factor, part):
@@ -132,8 +142,7 @@ def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
             return or_(*map(go, parts))
         case Not(part):
             return not_(go(part))
-        case Exists(var, low, high, body):
-            inner = {n: v for n, v in values.items() if n != var}
-            return replace(expr, low=go(low), high=go(high), body=substitute(body, inner))
+        case Exists(_, low, high, body):
+            return replace(expr, low=go(low), high=go(high), body=go(body))
         case _:
             return expr
