@@ -243,7 +243,7 @@ def best_split(
 
 
 def _cost(parts: list[tuple[Progression, isl.Set]]) -> tuple[int, int]:
-    return len(parts), sum(ex.op_count(p.base) + ex.op_count(p.count) for p, _ in parts)
+    return len(parts), sum(prog.operations(p) for p, _ in parts)
 
 
 def residual_of(found: Relations, exact: isl.Set, whole: ex.BoolExpr) -> ex.BoolExpr:

@@ -23,6 +23,9 @@ MAX_MERGE = 8
 MAX_OPERATIONS = 56
 """Bounds with more operations than this are not worth a loop prologue: the hull serves."""
 
+MAX_JOINT_OPERATIONS = 13
+"""Two pieces with simple bounds are better than one whose bounds take more than this."""
+
 MAX_SLICES = 6
 """Widest band, in tiles, that is cut into diagonals."""
 
@@ -166,7 +169,8 @@ def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
         for i in range(len(parts)):
             for j in range(i + 1, len(parts)):
                 both = parts[i].union(parts[j]).coalesce()
-                if fit(Row(both, context)) is not None:
+                joint = fit(Row(both, context))
+                if joint is not None and operations(joint) <= MAX_JOINT_OPERATIONS:
                     parts = [p for n, p in enumerate(parts) if n not in (i, j)] + [both]
                     joined = True
                     break
@@ -186,7 +190,7 @@ def fit(row: Row) -> Progression | None:
         if not _plausible([seen for _, seen in trials]):
             return None
     for guess in _guesses(row, tiles):
-        if ex.op_count(guess.base) + ex.op_count(guess.count) > MAX_OPERATIONS:
+        if operations(guess) > MAX_OPERATIONS:
             continue
         if trials and any(_tiles_at(guess, values) != seen for values, seen in trials):
             continue  # wrong already at a trial point: isl need not be asked
@@ -200,6 +204,11 @@ def fit(row: Row) -> Progression | None:
             if not _plausible([seen for _, seen in trials]):
                 return None
     return None
+
+
+def operations(progression: Progression) -> int:
+    """Return how many operations the bounds of a progression take."""
+    return ex.op_count(progression.base) + ex.op_count(progression.count)
 
 
 def _plausible(rows: list[list[int]]) -> bool:
@@ -360,9 +369,12 @@ def _ends_of_basic(
         info = tiles.get_stride_info(0)
         residue = sets.int_expr(info.get_offset(), name)
         first = ex.add(first, ex.mod(ex.sub(residue, first), stride))
+    before_end = ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
     if guards:  # isl drops 0 <= kb < NK where a guard implies it
-        yield ex.maximum(first, ex.ZERO), ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
+        yield ex.maximum(first, ex.ZERO), before_end
     yield first, last
+    if guards:  # tile 0 often belongs to another piece: the sink
+        yield ex.maximum(first, ex.ONE), before_end
     if guards:
         yield first, ex.select(ex.and_(*guards), last, ex.sub(first, ex.Const(stride)))
 
