@@ -61,9 +61,8 @@ Node: TypeAlias = Where | Union | Intersection | Difference | Complement
 class Pattern:
     """A named pattern, all parameters bound.
 
-    ``heads`` is None when the same mask serves every head; otherwise the mask depends on ``h`` in
-    ``0 .. heads - 1`` and an op takes exactly that many query heads (or KV heads, where
-    ``heads_of`` says so: query head ``i`` then uses ``h = i div (Hq div Hkv)``).
+    ``heads`` is None when the same mask serves every head; otherwise the mask depends on the query
+    head ``h`` in ``0 .. heads - 1`` and an op takes exactly that many query heads.
     ``warnings`` are the diagnostics found while lowering; they take no part in comparisons.
     """
 

@@ -235,7 +235,7 @@ def best_split(
         if all(_clean(progression) for progression, _ in parts):
             options.append(parts)
             pieces, operations = _cost(parts)
-            if pieces <= 1 or pieces > MAX_RESIDUALS or operations <= SIMPLE * pieces:
+            if pieces > MAX_RESIDUALS or operations <= SIMPLE * pieces:
                 break
     if not options:
         raise trouble
@@ -243,7 +243,14 @@ def best_split(
 
 
 def _cost(parts: list[tuple[Progression, isl.Set]]) -> tuple[int, int]:
-    return len(parts), sum(prog.operations(p) for p, _ in parts)
+    """Pieces, then operations; a ``div`` inside another reads as badly as a whole piece costs."""
+    nested = sum(_nested(p.base) + _nested(p.count) for p, _ in parts)
+    return len(parts), sum(prog.operations(p) for p, _ in parts) + SIMPLE * nested
+
+
+def _nested(expr: ex.Expr) -> bool:
+    divs = [node for node in ex.walk(expr) if isinstance(node, ex.FloorDiv)]
+    return any(isinstance(node, ex.FloorDiv) for div in divs for node in ex.walk(div.part))
 
 
 def residual_of(found: Relations, exact: isl.Set, whole: ex.BoolExpr) -> ex.BoolExpr:
