@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attnc.codegen.predicate import HOST_HELPERS, TILE_RANGES, TOKEN_RANGES, HostDialect
+from attnc.codegen.simplify import from_first
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, Progression
@@ -105,8 +106,9 @@ def _emit_rows(
     number = "".join(c for c in name if c.isdigit())
     with out.block(f"def {name}(qb, h, nq, nk, NQ, NK):"):
         out.line(f'"""{what} {number}: the first, how many."""')
-        out.line(f"base = {dialect.integer(tiles.base)}")
-        out.line(f"count = {dialect.integer(tiles.count)}")
+        out.line(f"{dialect.name('base', tiles.base)} = {dialect.integer(tiles.base)}")
+        count = from_first(tiles.count, tiles.base, "base", dialect.ranges)
+        out.line(f"count = {dialect.integer(count)}")
         out.line("return base, count")
     out.line()
     out.line()

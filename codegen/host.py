@@ -8,6 +8,7 @@ device once per lengths and kept.
 from __future__ import annotations
 
 from attnc.codegen.predicate import MAX_LENGTH, TILE_RANGES, HostDialect
+from attnc.codegen.simplify import from_first
 from attnc.codegen.triton_forward import KERNEL, STRIDES, parameters
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
@@ -33,6 +34,7 @@ def emit_host(plan: ForwardPlan) -> str:
     if needs_schedule(plan):
         out.line("import threading")
         out.line("from collections import OrderedDict")
+        out.line("from concurrent.futures import ThreadPoolExecutor")
     out.line()
     out.line("import torch")
     out.line()
@@ -58,8 +60,13 @@ def _emit_segments(out: Writer, plan: ForwardPlan) -> None:
         for segment in plan.segments:
             tiles = segment.tiles
             base = dialect.integer(tiles.base)
-            count = dialect.integer(ex.maximum(tiles.count, ex.ZERO))
-            out.line(f"yield {base}, {count}, {tiles.period}, {tiles.run}, {segment.mask}")
+            count = from_first(tiles.count, tiles.base, "first", dialect.ranges)
+            if "first" in ex.free_vars(count):
+                dialect.name("first", tiles.base)
+                out.line(f"first = {base}")
+                base = "first"
+            shown = dialect.integer(ex.maximum(count, ex.ZERO))
+            out.line(f"yield {base}, {shown}, {tiles.period}, {tiles.run}, {segment.mask}")
         if not plan.segments:
             out.line("yield from ()")
     out.line()
@@ -85,7 +92,13 @@ def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
                         out.line('"attnc: call the op once with these lengths before capturing "')
                         out.line('"it in a CUDA graph: the first call builds its schedule"')
                     out.line(")")
-                out.line("_GPU_SCHEDULES[key] = _gpu_build_schedule(nq, nk, device)")
+                out.comment(
+                    "In a thread of its own, whose memory comes from no CUDA graph's pool and whose"
+                    " modes (default device, inference) are none of the caller's."
+                )
+                with out.block("with ThreadPoolExecutor(1) as thread:"):
+                    out.line("built = thread.submit(_gpu_build_schedule, nq, nk, device).result()")
+                out.line("_GPU_SCHEDULES[key] = built")
                 with out.block("if on_gpu:"):
                     out.comment("Other streams may read it next, and may still read an old one.")
                     out.line("torch.cuda.synchronize(device)")

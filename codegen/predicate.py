@@ -104,6 +104,12 @@ class _Printer:
     names: Mapping[str, str]
     ranges: Ranges
 
+    def name(self, name: str, value: ex.IntExpr) -> str:
+        """Make a name for a value that the text holds; return it."""
+        self.names = {**self.names, name: name}
+        self.ranges = {**self.ranges, name: ex.interval(value, self.ranges)}
+        return name
+
     def integer(self, expr: ex.IntExpr) -> str:
         """Return the text of an integer expression, simplified under the ranges."""
         return self._wide_or_not(simplify_int(expr, self.ranges), _COMPARE)
@@ -234,6 +240,8 @@ class TritonDialect(_Printer):
             node = stack.pop()
             if isinstance(node, ex.Select):  # its condition is a term of its own
                 stack += [node.then, node.otherwise]
+            elif isinstance(node, ex.Mod) and _wraps(node):
+                pass
             else:
                 stack += ex.children(node)
             if not self._fits(node, _INT32):  # type: ignore[arg-type]
@@ -284,7 +292,7 @@ class TritonDialect(_Printer):
 
     def _rest(self, part: ex.IntExpr, divisor: int, level: int, wide: bool) -> str:
         if _is_power(divisor):  # two's complement: the low bits are the floored rest
-            text = f"{self._int(part, _UNARY, wide)} & {divisor - 1}"
+            text = f"{self._int(part, _UNARY, wide)} & {divisor - 1}"  # 32 bits may wrap around
             return _bracket(text, _AND, level)
         if self._negative_possible(part):
             self.helpers.add("_floor_mod")
@@ -382,6 +390,16 @@ def _literal(value: int) -> str:
 
 def _is_power(value: int) -> bool:
     return value & (value - 1) == 0
+
+
+def _wraps(rest: ex.Mod) -> bool:
+    """Whether ``x mod 2**n`` comes out right when x wraps around at 32 bits: x is a polynomial."""
+    return _is_power(rest.divisor) and rest.divisor < 2**31 and all(
+        isinstance(node, ex.Add | ex.Var)
+        or (isinstance(node, ex.Const) and abs(node.value) < 2**31)
+        or (isinstance(node, ex.Scale) and abs(node.factor) < 2**31)
+        for node in ex.walk(rest.part)
+    )
 
 
 def _sign(term: ex.Scale | ex.Const) -> int:

@@ -31,7 +31,7 @@ def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
         case ex.Const() | ex.Var():
             return expr
         case ex.Add(parts):
-            return ex.add(*(simplify_int(p, ranges) for p in parts))
+            return _into_branches(ex.add(*(simplify_int(p, ranges) for p in parts)), ranges)
         case ex.Scale(factor, part):
             return ex.scale(factor, simplify_int(part, ranges))
         case ex.FloorDiv(part, divisor):
@@ -43,9 +43,9 @@ def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
                 return inner
             return ex.mod(inner, divisor)
         case ex.Min(parts):
-            return ex.minimum(*_undominated(parts, ranges, least=True))
+            return _into_branches(ex.minimum(*_undominated(parts, ranges, least=True)), ranges)
         case ex.Max(parts):
-            return ex.maximum(*_undominated(parts, ranges, least=False))
+            return _into_branches(ex.maximum(*_undominated(parts, ranges, least=False)), ranges)
         case ex.Abs(part):
             inner = simplify_int(part, ranges)
             low, high = ex.interval(inner, ranges)
@@ -55,11 +55,97 @@ def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
                 return ex.scale(-1, inner)
             return ex.absolute(inner)
         case ex.Select(condition, then, otherwise):
+            test = simplify_bool(condition, ranges)
             return ex.select(
-                simplify_bool(condition, ranges),
-                simplify_int(then, ranges),
-                simplify_int(otherwise, ranges),
+                test,
+                simplify_int(_knowing(then, test), ranges),
+                simplify_int(_knowing(otherwise, ex.not_(test)), ranges),
             )
+
+
+def _into_branches(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
+    """``(a if c else b) + rest`` as ``a + rest if c else b + rest``, where that is shorter."""
+    if not isinstance(expr, ex.Add | ex.Min | ex.Max):
+        return expr
+    join = {ex.Add: ex.add, ex.Min: ex.minimum, ex.Max: ex.maximum}[type(expr)]
+    for place, part in enumerate(expr.parts):
+        factor, inner = (part.factor, part.part) if isinstance(part, ex.Scale) else (1, part)
+        if not isinstance(inner, ex.Select):
+            continue
+        rest = (*expr.parts[:place], *expr.parts[place + 1 :])
+        then, otherwise = (
+            simplify_int(join(ex.scale(factor, branch), *rest), ranges)
+            for branch in (inner.then, inner.otherwise)
+        )
+        moved = ex.select(inner.condition, then, otherwise)
+        if ex.op_count(moved) < ex.op_count(expr):
+            return moved
+    return expr
+
+
+def _knowing(expr: ex.IntExpr, fact: ex.BoolExpr) -> ex.IntExpr:
+    """Decide the conditions inside an expression that repeat what is known to hold, or deny it."""
+    facts = set(fact.parts if isinstance(fact, ex.And) else (fact,))
+
+    def truth(test: ex.BoolExpr) -> ex.BoolExpr:
+        if test in facts:
+            return ex.TRUE
+        if ex.not_(test) in facts:
+            return ex.FALSE
+        match test:
+            case ex.And(parts):
+                return ex.and_(*map(truth, parts))
+            case ex.Or(parts):
+                return ex.or_(*map(truth, parts))
+        return test
+
+    def go(part: ex.IntExpr) -> ex.IntExpr:
+        match part:
+            case ex.Select(condition, then, otherwise):
+                return ex.select(truth(condition), go(then), go(otherwise))
+            case ex.Add(parts):
+                return ex.add(*map(go, parts))
+            case ex.Min(parts):
+                return ex.minimum(*map(go, parts))
+            case ex.Max(parts):
+                return ex.maximum(*map(go, parts))
+            case ex.Scale(factor, inner):
+                return ex.scale(factor, go(inner))
+        return part
+
+    return go(expr)
+
+
+def from_first(
+    count: ex.IntExpr, base: ex.IntExpr, name: str, ranges: Ranges
+) -> ex.IntExpr:
+    """Return a count in which the base of its progression goes by a name, where that is shorter."""
+    count, base = simplify_int(count, ranges), simplify_int(base, ranges)
+    if isinstance(base, ex.Const | ex.Var):
+        return count
+    first = ex.Var(name)
+
+    def go(part: ex.IntExpr) -> ex.IntExpr:
+        if part == base:
+            return first
+        match part:
+            case ex.Add(parts):
+                return ex.add(*map(go, parts))
+            case ex.Scale(factor, inner):
+                return ex.scale(factor, go(inner))
+            case ex.FloorDiv(inner, divisor):
+                return ex.floordiv(go(inner), divisor)
+            case ex.Mod(inner, divisor):
+                return ex.mod(go(inner), divisor)
+            case ex.Min(parts):
+                return ex.minimum(*map(go, parts))
+            case ex.Max(parts):
+                return ex.maximum(*map(go, parts))
+            case ex.Select(condition, then, otherwise):
+                return ex.select(condition, go(then), go(otherwise))
+        return part
+
+    return min(count, go(count), ex.sub(ex.add(count, base), first), key=ex.op_count)
 
 
 def _undominated(
@@ -130,7 +216,7 @@ def _compare(expr: ex.Compare, ranges: Ranges) -> ex.BoolExpr:
     around = _without_abs(expr.op, difference)
     if around is not None:
         return simplify_bool(around, ranges)
-    return _turned(expr.op, left, right, difference)
+    return _apart(expr.op, difference) or _turned(expr.op, left, right, difference)
 
 
 def _decide(op: ex.CompareOp, difference: ex.IntExpr, ranges: Ranges) -> bool | None:
@@ -148,9 +234,9 @@ def _decide(op: ex.CompareOp, difference: ex.IntExpr, ranges: Ranges) -> bool | 
         case ">":
             return True if above else False if at_most else None
         case "==":
-            return False if below or above else None
+            return False if below or above else True if at_most and at_least else None
         case "!=":
-            return True if below or above else None
+            return True if below or above else False if at_most and at_least else None
 
 
 def _without_abs(op: ex.CompareOp, difference: ex.IntExpr) -> ex.BoolExpr | None:
@@ -179,6 +265,28 @@ def _without_abs(op: ex.CompareOp, difference: ex.IntExpr) -> ex.BoolExpr | None
             )
         case _:
             return None
+
+
+def _apart(op: ex.CompareOp, difference: ex.IntExpr) -> ex.BoolExpr | None:
+    """``(q - k) mod m == c`` as ``k mod m == (q - c) mod m``: one operation a pair, not three."""
+    match difference:
+        case ex.Mod(part, divisor):
+            rest = 0
+        case ex.Add((ex.Mod(part, divisor), ex.Const(value))):
+            rest = -value
+        case _:
+            return None
+    terms = part.parts if isinstance(part, ex.Add) else (part,)
+    keys = [t for t in terms if "k" in ex.free_vars(t)]
+    others = [t for t in terms if "k" not in ex.free_vars(t)]
+    mixed = any("q" in ex.free_vars(t) for t in keys)
+    asked = any("q" in ex.free_vars(t) for t in others)
+    if op not in ("==", "!=") or mixed or not keys or not asked or not 0 <= rest < divisor:
+        return None
+    turn = -1 if isinstance(keys[0], ex.Scale) and keys[0].factor < 0 else 1
+    left = ex.scale(turn, ex.add(*keys))
+    right = ex.scale(-turn, ex.add(*others, ex.Const(-rest)))
+    return ex.Compare(op, ex.mod(left, divisor), ex.mod(right, divisor))
 
 
 def _turned(

@@ -17,7 +17,7 @@ from attnc.codegen.predicate import (
     TRITON_HELPERS,
     TritonDialect,
 )
-from attnc.codegen.simplify import simplify_bool
+from attnc.codegen.simplify import from_first, simplify_bool
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression
@@ -104,9 +104,11 @@ class _Kernel:
         pattern = plan.block_mask.pattern
         params = ", ".join(f"{n} = {v}" for n, v in pattern.params)
         out.line(
-            f'"""Attend one query tile of one head: {_one_line(pattern.name)}'
-            f'{f" ({_one_line(params)})" if params else ""}, tile {plan.tiling}."""'
+            f'"""Attend one query tile of one head: {_one_line(pattern.name)}, '
+            f'tile {plan.tiling}."""'
         )
+        if params:
+            out.comment(_one_line(params))
         out.line(f"BQ: tl.constexpr = {plan.tiling.q}  # queries a tile")
         out.line(f"BK: tl.constexpr = {plan.tiling.k}  # keys a tile")
         for name, dim, what in (
@@ -201,9 +203,11 @@ class _Kernel:
                 f"mask {segment.mask}: {_shown(plan.masks[segment.mask - 1])}"
             )
             out.comment(f"Segment {number}, {why}")
-            out.line(f"first_{number} = {self.tile.tile(segment.tiles.base)}")
-            count = self.tile.tile(ex.maximum(segment.tiles.count, ex.ZERO))
-            out.line(f"end_{number} = {before}{count}")
+            first = self.tile.name(f"first_{number}", segment.tiles.base)
+            out.line(f"{first} = {self.tile.tile(segment.tiles.base)}")
+            tiles = segment.tiles
+            count = from_first(tiles.count, tiles.base, first, self.tile.ranges)
+            out.line(f"end_{number} = {before}{self.tile.tile(ex.maximum(count, ex.ZERO))}")
             before = f"end_{number} + "
         out.line()
 
@@ -240,7 +244,7 @@ class _Kernel:
             )
 
     def _scores(self) -> None:
-        out, plan = self.out, self.plan
+        out = self.out
         d_pad, dv_pad = self._pads()
         out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
         out.comment("Past the end of the keys the last one is read again; its scores are masked.")
@@ -256,26 +260,35 @@ class _Kernel:
                 given += [f"mask={place} < {padded_dim}", "other=0.0"]
             out.call(f"{name} = tl.load(", given, f")  # {shape}")
         out.line('s = tl.dot(q, k, input_precision="ieee")  # [BQ, BK] fp32')
+        tests = list(self._class_tests())
+        if tests and tests[0][1] == _ALWAYS:
+            self._masked(tests[0][0])
+            return
         keyword = "if"
-        for number, test in self._class_tests():
-            residual = simplify_bool(plan.masks[number - 1], self.token.ranges)
+        for number, test in tests:
             with out.block(f"{keyword} {test}:"):
-                out.comment(f"mask {number}: {_shown(plan.masks[number - 1])}")
-                keep = self.token.boolean(residual)
-                match residual:
-                    case ex.Truth(True):
-                        keep = "k_pos < nk"
-                    case ex.Truth(False):
-                        keep = "k_pos < 0"
-                    case ex.And():
-                        keep = f"{keep} & (k_pos < nk)"
-                    case _:
-                        keep = f"({keep}) & (k_pos < nk)"
-                out.line(f's = tl.where({keep}, s, float("-inf"))')
+                self._masked(number)
             keyword = "elif"
         with out.block(f"{keyword} kb >= whole_tiles:"):
             out.comment("mask 0: a full tile that crosses the end of the keys")
             out.line('s = tl.where(k_pos < nk, s, float("-inf"))')
+
+    def _masked(self, number: int) -> None:
+        """Mask the scores of a tile of one class."""
+        given = self.plan.masks[number - 1]
+        self.out.comment(f"mask {number}: {_shown(given)}")
+        residual = simplify_bool(given, self.token.ranges)
+        keep = self.token.boolean(residual)
+        match residual:
+            case ex.Truth(True):
+                keep = "k_pos < nk"
+            case ex.Truth(False):
+                keep = "k_pos < 0"
+            case ex.And():
+                keep = f"{keep} & (k_pos < nk)"
+            case _:
+                keep = f"({keep}) & (k_pos < nk)"
+        self.out.line(f's = tl.where({keep}, s, float("-inf"))')
 
     def _class_tests(self) -> Iterator[tuple[int, str]]:
         """Yield each mask class in use and the uniform test that this iteration belongs to it."""
@@ -331,6 +344,10 @@ _SOFTMAX = (
 )
 
 
+_ALWAYS = "it >= 0"
+"""The test of a class that every iteration belongs to."""
+
+
 def _step(i: str, tiles: Progression) -> str:
     """Print ``period * (i div run) + i mod run`` for ``i >= 0``."""
     inner = i if i == "it" else f"({i})"
@@ -344,7 +361,7 @@ def _step(i: str, tiles: Progression) -> str:
 def _either(tests: list[list[str]]) -> str:
     """Join bounds by and, the groups by or."""
     if any(not bounds for bounds in tests):
-        return "it >= 0"
+        return _ALWAYS
     if len(tests) == 1 and len(tests[0]) == 1:
         return tests[0][0]
     groups = [

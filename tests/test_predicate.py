@@ -13,18 +13,21 @@ from hypothesis import strategies as st
 from attnc.codegen.predicate import (
     HOST_HELPERS,
     MAX_LENGTH,
+    TILE_RANGES,
     TOKEN_RANGES,
     TRITON_HELPERS,
     HostDialect,
     TritonDialect,
     progressions,
 )
-from attnc.codegen.simplify import simplify_bool, simplify_int
+from attnc.codegen.simplify import from_first, simplify_bool, simplify_int
 from attnc.compiler.driver import load_text
 from attnc.compiler.ir import expr as ex
 from attnc.dsl.diagnostics import CompileError
 from tests import kernels as kn
 
+QB = ex.Var("qb")
+FITS, FIRST = ex.Compare(">=", ex.Var("NK"), QB), ex.Compare(">=", QB, ex.ONE)
 NAMES = ("q", "k", "h", "nq", "nk")
 SIDE = 16
 FAR = MAX_LENGTH - SIDE
@@ -176,9 +179,12 @@ def test_integers(term: ex.IntExpr, q0: int, k0: int) -> None:
     [
         ("q - k <= 255", "k_pos >= q_pos - 255"),
         ("abs(q - k) < 4", "(k_pos > q_pos - 4) & (k_pos < q_pos + 4)"),
-        ("(q - k) mod 8 == 0", "((q_pos - k_pos) & 7) == 0"),
+        ("(q - k) mod 8 == 0", "(k_pos & 7) == (q_pos & 7)"),
+        ("(q - k) mod 8 < 3", "((q_pos - k_pos) & 7) < 3"),
+        ("(q + k) mod 2 < 1", "((q_pos + k_pos) & 1) < 1"),
         ("q div 64 == k div 64", "(k_pos >> 6) == (q_pos >> 6)"),
-        ("(q - k) mod 7 == 0", "_floor_mod(q_pos - k_pos, 7) == 0"),
+        ("(q - k) mod 7 == 3", "k_pos % 7 == (q_pos + 4) % 7"),
+        ("(q + k) mod 7 != 3", "k_pos % 7 != _floor_mod(3 - q_pos, 7)"),
         ("k mod 7 == 3", "k_pos % 7 == 3"),
         ("is_pow2(q - k)", "_is_pow2(q_pos - k_pos)"),
         ("5 * q >= 3 * k", "k_pos.to(tl.int64) * 3 <= q_pos.to(tl.int64) * 5"),
@@ -220,3 +226,29 @@ def test_bounds_decide() -> None:
     huge = ex.Compare("<", ex.Var("q"), ex.Const(10**30))
     assert simplify_bool(ex.and_(huge, ex.Compare("<=", ex.Var("k"), ex.Var("q"))), TOKEN_RANGES) \
         == ex.Compare("<=", ex.Var("k"), ex.Var("q"))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        # What is added goes into the branches, where it cancels.
+        (ex.maximum(ex.sub(ex.select(FITS, QB, ex.sub(QB, ex.ONE)), ex.sub(QB, ex.ONE)), ex.ZERO),
+         ex.select(FITS, ex.ONE, ex.ZERO)),
+        # A branch knows its condition.
+        (ex.select(FITS, ex.select(ex.and_(FITS, FIRST), ex.ONE, QB), ex.ZERO),
+         ex.select(FITS, ex.select(FIRST, ex.ONE, QB), ex.ZERO)),
+        (ex.select(FITS, QB, ex.select(FITS, ex.ONE, ex.ZERO)), ex.select(FITS, QB, ex.ZERO)),
+    ],
+)  # fmt: skip
+def test_branches(given: ex.IntExpr, wanted: ex.IntExpr) -> None:
+    """Bounds with cases come out short."""
+    assert simplify_int(given, TILE_RANGES) == wanted
+
+
+def test_a_count_names_its_first_tile() -> None:
+    """``last - base + 1`` holds the base once, by name."""
+    base, last = ex.maximum(ex.sub(QB, ex.ONE), ex.ZERO), ex.Var("NK")
+    count = ex.add(last, ex.ONE, ex.scale(-1, base))
+    named = from_first(count, base, "first", TILE_RANGES)
+    assert named == ex.sub(ex.add(last, ex.ONE), ex.Var("first"))
+    assert from_first(count, QB, "first", TILE_RANGES) == count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from typing import Any
 
 import pytest
@@ -234,6 +235,27 @@ def test_schedule_is_built_once() -> None:
     for nq in range(1, 60):
         module._gpu_schedule(nq, 20, torch.device(kn.DEVICE))
     assert len(module._GPU_SCHEDULES) == 32
+
+
+def test_schedule_is_built_in_a_thread_of_its_own() -> None:
+    """What a later CUDA graph reads is no memory of the caller's graph, nor under its modes."""
+    module = kn.load(kn.module_text(kn.per_head(form="table", row_order="sorted")))
+    seen: list[object] = []
+    build = module._gpu_build_schedule
+
+    def watched(*lengths: Any) -> Any:
+        seen.append(threading.get_ident())
+        assert not torch.is_inference_mode_enabled()
+        return build(*lengths)
+
+    module._gpu_build_schedule = watched
+    with torch.inference_mode(), torch.device("meta"):
+        order, row_start, entries = module._gpu_schedule(100, 90, torch.device(kn.DEVICE))
+    assert seen
+    assert threading.get_ident() not in seen
+    for tensor in (order, row_start, entries):
+        assert tensor.device.type == kn.DEVICE
+        assert not tensor.is_inference()
 
 
 def test_table_is_exact() -> None:
