@@ -3,10 +3,14 @@
     python bench/gpu.py                              all parts, under 8 minutes
     python bench/gpu.py --parts check,window         some parts
     python bench/gpu.py --list                       the parts and their cases
+    python bench/gpu.py --prepare DIR                write the modules where the compiler is
+    python bench/gpu.py --modules DIR                and load them where torch and triton are
 
 Random data, all kernels of a case in turns, medians; CUDA graphs where a call is short; buffers
-larger than the L2 cache in total; TFLOP/s from exact pair counts. A table comes last, and a JSON
-with device, versions and date goes to bench/results/. Without a GPU it says so and exits 0.
+larger than the L2 cache in total; TFLOP/s from exact pair counts. A JSON with device, versions and
+date goes to bench/results/, a table comes last. Without a GPU it says so and exits 0. With modules
+written beforehand it needs torch, triton, numpy and this checkout (`PYTHONPATH=.` will do), but
+neither islpy nor lark.
 """
 
 from __future__ import annotations
@@ -14,101 +18,33 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpu_cases import PARTS, Case, cases, check_jobs, compiled, prepare
+
 import attnc
-from attnc.compiler.counts import pairs_kept
+from attnc.compiler.ir.plan import TARGETS
 
 if TYPE_CHECKING:
     import torch
 
     from attnc.compiler.ir.pattern import Pattern as PatternIR
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = {
-    "ceilings": "copy bandwidth and bf16 matmul rate of this machine",
-    "check": "every example and many zoo patterns against float64",
-    "dense": "causal and full attention: the generated kernel without sparsity",
-    "window": "sliding windows, 2k to 32k tokens",
-    "patterns": "the examples and sparse zoo patterns at 16k and 32k tokens",
-}
+SHARES = {"ceilings": 1, "check": 7, "dense": 4, "window": 6, "patterns": 6}
+"""How the seconds are shared: a part that is over its time leaves the rest of its cases out."""
 L2_BYTES_TO_EXCEED = 192 * 2**20
 GRAPH_BELOW_MS = 0.2
 BLOCKS, WARM_UPS = 5, 10
 SECONDS_PER_TIMING = 0.06
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One pattern at one shape."""
-
-    part: str
-    pattern: str
-    params: dict[str, int] = field(default_factory=dict)
-    batch: int = 1
-    heads: int = 16
-    kv_heads: int | None = None
-    tokens: int = 16384
-    head_dim: int = 128
-    causal: bool = True
-    """Whether the pattern lies within causal attention: then causal cuDNN is what it replaces."""
-
-    @property
-    def label(self) -> str:
-        """A short name for tables."""
-        params = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{Path(self.pattern).stem}({params})"
-
-    def load(self) -> attnc.Pattern:
-        """Load the pattern: a file of this repository, or a zoo name."""
-        if self.pattern.endswith(".attn"):
-            return attnc.load(ROOT / self.pattern, **self.params)
-        return attnc.zoo[self.pattern](**self.params)
-
-
-def cases() -> list[Case]:
-    """Return the timed cases: shapes of published measurements first."""
-    found = [
-        Case(part="dense", pattern="bench/full.attn", heads=16, tokens=16384, causal=False),
-        Case(part="dense", pattern="causal", heads=16, tokens=16384),
-        Case(part="dense", pattern="causal", batch=4, heads=48, tokens=4096),
-        Case(part="dense", pattern="causal", batch=2, heads=64, kv_heads=8, head_dim=64,
-             tokens=8192),
-    ]
-    for tokens in (2048, 4096, 8192, 16384, 32768):
-        found.append(Case(part="window", pattern="sliding_window", params={"width": 1024}, batch=2,
-                          heads=64, kv_heads=8, head_dim=64, tokens=tokens))
-    found += [
-        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=24,
-             tokens=32768),
-        Case(part="window", pattern="sliding_window", params={"width": 2048}, heads=1,
-             tokens=32768),
-    ]
-    for tokens in (16384, 32768):
-        found.append(Case(part="patterns", pattern="examples/longformer/longformer.attn",
-                          params={"window": 512}, tokens=tokens, causal=False))
-        for pattern, params in (
-            ("examples/streaming_llm/streaming_llm.attn", {"sinks": 4, "recent": 2000}),
-            ("examples/power_of_two/power_of_two.attn", {}),
-        ):
-            found.append(Case(part="patterns", pattern=pattern, params=params, tokens=tokens))
-        found.append(Case(part="patterns", pattern="examples/s2_shards/s2_shards.attn",
-                          params={"block": 64, "local": 8, "stride": 12}, heads=12, tokens=tokens))
-    return found
-
-
-def check_patterns() -> list[tuple[str, dict[str, int]]]:
-    """Return what the ``check`` part runs: every example, and the zoo with its defaults."""
-    examples = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "examples").glob("*/*.attn"))
-    return [(name, {}) for name in (*examples, *attnc.zoo)]
 
 
 def flops(pairs: int, case: Case, pattern: PatternIR) -> int:
@@ -205,7 +141,7 @@ def random_sets(case: Case) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tens
     return [(normal(case.heads), normal(kv_heads), normal(kv_heads)) for _ in range(number)]
 
 
-def run_case(case: Case, deadline: float) -> dict[str, Any]:
+def run_case(case: Case, deadline: float, modules: Path | None) -> dict[str, Any]:
     """Verify and time one case; a peer that fails is reported, not hidden."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -214,46 +150,56 @@ def run_case(case: Case, deadline: float) -> dict[str, Any]:
 
     from attnc.runtime import trial
 
-    face = case.load()
     begun = time.perf_counter()
-    op = attnc.compile(face, head_dim=case.head_dim, dtype=torch.bfloat16)
+    made = compiled(case.job(), modules)
+    op, ir = made.op, made.ir
     sets = random_sets(case)
     out = op(*sets[0])
     torch.cuda.synchronize()
     first_call_s = time.perf_counter() - begun
-    verdict = trial.verify(face.ir, out, *sets[0])
+    verdict = trial.verify(ir, out, *sets[0])
     grouped = (case.kv_heads or case.heads) != case.heads
     calls: dict[str, list[Callable[[], object]]] = {
         "attnc": [lambda s=s: op(*s) for s in sets],
-        "cudnn": [lambda s=s: sdpa(*s, is_causal=case.causal, enable_gqa=grouped) for s in sets],
     }
     problems: dict[str, str] = {}
     begun = time.perf_counter()
     try:
         torch._dynamo.reset()
-        mask = create_block_mask(
-            mask_mod(face.ir, case.tokens), None, case.heads if face.heads else None,
-            case.tokens, case.tokens, device="cuda", _compile=True,
+        mask = torch.compile(create_block_mask)(
+            mask_mod(ir, case.tokens), None, case.heads if ir.heads else None,
+            case.tokens, case.tokens, device="cuda",
         )
         flex = torch.compile(flex_attention, dynamic=False)
         flex_out = flex(*sets[0], block_mask=mask, enable_gqa=grouped)
         problems |= {} if agrees(flex_out, out) else {"flex": "differs from attnc"}
         calls["flex"] = [lambda s=s: flex(*s, block_mask=mask, enable_gqa=grouped) for s in sets]
     except Exception as broken:  # a peer may lack memory or support; the run goes on
-        problems["flex"] = f"{type(broken).__name__}: {str(broken).splitlines()[0][:120]}"
+        problems["flex"] = in_a_line(broken)
     flex_setup_s = time.perf_counter() - begun
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        try:
-            calls["cudnn"][0]()
-        except RuntimeError as refused:
-            problems["cudnn"] = str(refused).splitlines()[0][:120]
-            del calls["cudnn"]
+        for groups in (grouped, False):  # where cuDNN takes no groups, each head gets its own k, v
+            repeat = case.heads // sets[0][1].shape[1] if grouped and not groups else 1
+            wide = sets if repeat == 1 else [
+                (q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1))
+                for q, k, v in sets
+            ]
+            dense = [
+                lambda s=s, groups=groups: sdpa(*s, is_causal=case.causal, enable_gqa=groups)
+                for s in wide
+            ]
+            try:
+                dense[0]()
+            except RuntimeError as refused:
+                problems["cudnn"] = in_a_line(refused)
+                continue
+            calls["cudnn"] = dense
+            break
         ms = time_in_turns(calls, deadline)
-    pairs = pairs_kept(op.plan.forward.block_mask, case.tokens, case.tokens)
-    useful = flops(pairs, case, face.ir)
+    useful = flops(made.pairs, case, ir)
     return {
-        **asdict(case), "label": case.label, "tile": str(op.plan.forward.tiling),
-        "pairs_kept": pairs, "density": pairs / ((face.heads or 1) * case.tokens**2),
+        **asdict(case), "label": case.label, "tile": made.tile,
+        "pairs_kept": made.pairs, "density": made.pairs / ((ir.heads or 1) * case.tokens**2),
         "ms": ms, "tflops": {name: useful / t / 1e9 for name, t in ms.items() if name != "cudnn"},
         "error": verdict.error, "error_allowed": verdict.allowed, "verified": verdict.right,
         "cudnn_is": "causal" if case.causal else "full", "problems": problems,
@@ -288,34 +234,43 @@ def run_ceilings() -> list[dict[str, Any]]:
     ]
 
 
-def run_check(deadline: float) -> list[dict[str, Any]]:
+def run_check(deadline: float, modules: Path | None) -> list[dict[str, Any]]:
     """Hold every example and zoo pattern against float64; uninitialised outputs are NaN first."""
     import torch
 
     from attnc.runtime import inputs, trial
 
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    rows: list[dict[str, Any]] = []
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    rows = []
-    for name, params in check_patterns():
-        face = Case(part="check", pattern=name, params=params).load()
-        heads = face.heads or 4
-        for dtype, head_dim, tokens in (
-            (torch.bfloat16, 128, 2048), (torch.bfloat16, 64, 1023), (torch.float16, 72, 257),
-            (torch.float32, 64, 515),
-        ):
+    try:
+        for job in check_jobs():
+            label = f"{Path(job.pattern).stem} n={job.tokens} D={job.head_dim} {job.dtype}"
             if time.monotonic() > deadline:
-                rows.append({"label": f"{name} left out: over time", "verified": None})
+                rows.append({"label": f"{label} left out: over time", "verified": None})
                 continue
-            made = inputs.synthetic(heads, tokens, tokens, head_dim, dtype, "cuda")
-            op = attnc.compile(face, head_dim=head_dim, dtype=dtype)
-            verdict = trial.verify(face.ir, op(made.q, made.k, made.v), made.q, made.k, made.v)
-            rows.append({
-                "label": f"{Path(name).stem} n={tokens} D={head_dim} {dtype}".replace("torch.", ""),
-                "error": verdict.error, "error_allowed": verdict.allowed, "verified": verdict.right,
-            })
-    torch.use_deterministic_algorithms(False)
+            try:
+                made = compiled(job, modules)
+                given = inputs.synthetic(
+                    made.ir.heads or 4, job.tokens, job.tokens, job.head_dim, dtypes[job.dtype],
+                    "cuda",
+                )
+                out = made.op(given.q, given.k, given.v)
+                verdict = trial.verify(made.ir, out, given.q, given.k, given.v)
+            except Exception as broken:  # it is reported as wrong, and the others are still run
+                rows.append({"label": label, "verified": False, "problem": in_a_line(broken)})
+                continue
+            rows.append({"label": label, "error": verdict.error,
+                         "error_allowed": verdict.allowed, "verified": verdict.right})
+    finally:
+        torch.use_deterministic_algorithms(False)
     return rows
+
+
+def in_a_line(broken: Exception) -> str:
+    """Say in one line what went wrong."""
+    return f"{type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -324,6 +279,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             "vs cuDNN", "vs flex", "right")
     lines = [head]
     for row in rows:
+        if "ms" not in row:
+            lines.append((row["label"], *["-"] * 8, "NO"))
+            continue
         ms = row["ms"]
         ours, cudnn, flex = ms["attnc"], ms.get("cudnn"), ms.get("flex")
         shape = f"{row['batch']},{row['heads']},{row['tokens']},{row['head_dim']}"
@@ -364,6 +322,9 @@ def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=450, help="stop starting cases after this")
     parser.add_argument("--list", action="store_true", help="list the parts and their cases")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the modules and end")
+    parser.add_argument("--target", default="sm_90", choices=TARGETS, help="GPU of --prepare")
+    parser.add_argument("--modules", type=Path, metavar="DIR", help="load what --prepare wrote")
     args = parser.parse_args(argv)
     args.parts = args.parts.split(",")
     if unknown := [part for part in args.parts if part not in PARTS]:
@@ -381,6 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if case.part == part:
                     print(f"          {case.label} {case.batch},{case.heads},{case.tokens}")
         return 0
+    if args.prepare:
+        prepare(args.prepare, args.parts, args.target)
+        return 0
     try:
         import torch
     except ImportError:
@@ -389,37 +353,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available() or torch.version.cuda is None:
         print("no NVIDIA GPU here: nothing to measure")
         return 0
-    deadline = time.monotonic() + args.seconds
     results: dict[str, Any] = {"machine": machine(), "parts": {}}
-    wrong, timed = [], []
-    for part in args.parts:
-        if part == "ceilings":
-            rows = run_ceilings()
-        elif part == "check":
-            rows = run_check(deadline)
-        else:
-            rows = []
-            for case in (c for c in cases() if c.part == part):
-                if time.monotonic() > deadline:
-                    print(f"left out, over time: {case.label} n={case.tokens}")
-                    continue
-                rows.append(run_case(case, deadline))
-                print(f"{case.label} n={case.tokens}: {rows[-1]['ms']}", flush=True)
-            timed += rows
-        results["parts"][part] = rows
-        wrong += [row["label"] for row in rows if row.get("verified") is False]
-    args.output.mkdir(parents=True, exist_ok=True)
     stamp = results["machine"]["date"].replace(":", "").replace("+0000", "Z")
     name = results["machine"]["device"].replace(" ", "-")
     path = args.output / f"gpu-{name}-{stamp}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    timed: list[dict[str, Any]] = []
+    for part, deadline in deadlines(args.parts, time.monotonic(), args.seconds):
+        rows: list[dict[str, Any]] = []
+        results["parts"][part] = rows
+        if part == "ceilings":
+            rows += run_ceilings()
+        elif part == "check":
+            rows += run_check(deadline, args.modules)
+        for case in (c for c in cases() if c.part == part):
+            if time.monotonic() > deadline:
+                print(f"left out, over time: {case.label} n={case.tokens}")
+                continue
+            try:
+                rows.append(run_case(case, deadline, args.modules))
+            except Exception as broken:  # it is reported as wrong, and the others are still run
+                rows.append({"label": case.label, "verified": False, "problem": in_a_line(broken)})
+            torch.cuda.empty_cache()
+            print(f"{case.label} n={case.tokens}: {rows[-1].get('ms', rows[-1])}", flush=True)
+            write(path, results)
+        timed += rows if part in {c.part for c in cases()} else []
+        write(path, results)
+    print(f"wrote {path}")
     for row in results["parts"].get("ceilings", []):
         print(row)
-    print(f"check: {len(wrong)} wrong" + "".join(f"\n  {label}" for label in wrong))
+    checked = [row for rows in results["parts"].values() for row in rows if "verified" in row]
+    wrong = [row for row in checked if row["verified"] is False]
+    left_out = sum(row["verified"] is None for row in checked)
+    print(f"{len(checked) - left_out} checked, {left_out} left out, {len(wrong)} wrong")
+    for row in wrong:
+        print(f"  wrong: {row['label']}: {row.get('problem') or row['error']}")
     if timed:
         print(table(timed))
-    print(f"wrote {path}")
     return 1 if wrong else 0
+
+
+def deadlines(parts: Sequence[str], start: float, seconds: float) -> list[tuple[str, float]]:
+    """Share the time among the parts; what one leaves over, the next may use."""
+    total = sum(SHARES[part] for part in parts)
+    found, spent = [], 0
+    for part in parts:
+        spent += SHARES[part]
+        found.append((part, start + seconds * spent / total))
+    return found
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write the results so far, whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
 
 
 if __name__ == "__main__":

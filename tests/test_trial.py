@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,17 +14,6 @@ from attnc.runtime import inputs, trial
 ROOT = Path(__file__).resolve().parents[1]
 CAUSAL = attnc.parse("pattern causal = { q -> k : k <= q }").ir
 PER_HEAD = attnc.parse("pattern p heads h: 2 = { q -> k, h : q - k == h or k == 0 }").ir
-
-
-@pytest.fixture(scope="module")
-def gpu_bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_bench", ROOT / "bench" / "gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_bench"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_verify_accepts_what_is_right() -> None:
@@ -117,67 +103,3 @@ def test_minilm_input_is_the_models_own() -> None:
     number = ids.shape[1]
     assert number < 2000
     torch.testing.assert_close(made.v[:, :, : 2000 - number], made.v[:, :, number:])
-
-
-# --------------------------------------------------------------------------------- bench/gpu.py
-
-
-def test_the_gpu_bench_says_that_there_is_no_gpu(
-    gpu_bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_bench.main([]) == 0
-    assert "no NVIDIA GPU here" in capsys.readouterr().out
-
-
-def test_the_gpu_bench_refuses_unknown_parts(gpu_bench: ModuleType) -> None:
-    with pytest.raises(SystemExit) as stop:
-        gpu_bench.main(["--parts", "check,windw"])
-    assert stop.value.code == 2
-
-
-def test_the_gpu_bench_covers_every_example(gpu_bench: ModuleType) -> None:
-    names = [name for name, _ in gpu_bench.check_patterns()]
-    assert {str(p.relative_to(ROOT)) for p in ROOT.glob("examples/*/*.attn")} <= {*names}
-    assert {*attnc.zoo} <= {*names}
-    assert {case.part for case in gpu_bench.cases()} < set(gpu_bench.PARTS)
-
-
-def test_the_flex_mask_is_the_pattern(gpu_bench: ModuleType) -> None:
-    """The peer must be timed on the very same mask."""
-    n = 200
-    seen = set()
-    for case in gpu_bench.cases():
-        if case.label in seen:
-            continue
-        seen.add(case.label)
-        pattern = case.load().ir
-        h, q, k = torch.meshgrid(
-            torch.arange(pattern.heads or 1), torch.arange(n), torch.arange(n), indexing="ij"
-        )
-        kept = gpu_bench.mask_mod(pattern, n)(torch.tensor(0), h, q, k)
-        assert torch.equal(kept, torch.from_numpy(pattern.mask(n, n))), case.label
-
-
-def test_cases_within_causal_are_within_causal(gpu_bench: ModuleType) -> None:
-    for case in gpu_bench.cases():
-        above = torch.from_numpy(case.load().ir.mask(150, 150)).triu(1)
-        assert bool(above.any()) != case.causal, case.label
-
-
-def test_flops_count_kept_pairs_of_all_heads(gpu_bench: ModuleType) -> None:
-    case = gpu_bench.Case(part="dense", pattern="causal", batch=2, heads=3, tokens=8, head_dim=16)
-    assert gpu_bench.flops(36, case, CAUSAL) == 4 * 36 * 16 * 2 * 3
-    assert gpu_bench.flops(36, case, PER_HEAD) == 4 * 36 * 16 * 2
-
-
-def test_the_table_shows_ratios(gpu_bench: ModuleType) -> None:
-    row = {
-        "label": "window", "batch": 1, "heads": 2, "tokens": 64, "head_dim": 32, "density": 0.25,
-        "ms": {"attnc": 2.0, "cudnn": 5.0}, "tflops": {"attnc": 100.0}, "cudnn_is": "causal",
-        "verified": True,
-    }  # fmt: skip
-    head, line = gpu_bench.table([row]).splitlines()
-    assert head.split("  ")[0] == "case"
-    assert "2.50x" in line
-    assert "25.00%" in line
