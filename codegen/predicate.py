@@ -37,6 +37,15 @@ TILE_RANGES: Ranges = {
     "NK": (0, MAX_LENGTH // 16),
 }
 
+MAX_CHAIN = 64
+"""Longest chain of operators printed without brackets."""
+
+MAX_BRACKETS = 180
+"""Deepest nest of brackets in printed text: Python reads no more than 200."""
+
+MAX_OPERATIONS = 20_000
+"""Largest expression printed; Triton would compile a longer one for minutes."""
+
 TRITON_HELPERS: dict[str, str] = {
     "_floor_mod": '''\
 @triton.jit
@@ -112,11 +121,13 @@ class _Printer:
 
     def integer(self, expr: ex.IntExpr) -> str:
         """Return the text of an integer expression, simplified under the ranges."""
-        return self._wide_or_not(simplify_int(expr, self.ranges), _COMPARE)
+        _check_size(expr)
+        return _checked(self._wide_or_not(simplify_int(expr, self.ranges), _COMPARE))
 
     def boolean(self, expr: ex.BoolExpr) -> str:
         """Return the text of a truth value, simplified; ``True``/``False`` where it is decided."""
-        return self._bool(simplify_bool(expr, self.ranges), _COMPARE)
+        _check_size(expr)
+        return _checked(self._bool(simplify_bool(expr, self.ranges), _COMPARE))
 
     def _bool(self, expr: ex.BoolExpr, level: int) -> str:
         match expr:
@@ -136,10 +147,10 @@ class _Printer:
             case ex.Not(ex.Member(part, values)):
                 return self._member(part, values, negated=True, level=level)
             case ex.And(parts):
-                text = " & ".join(self._bool(p, _SHIFT) for p in parts)
+                text = _chain(" & ", [self._bool(p, _SHIFT) for p in parts])
                 return _bracket(text, _AND, level)
             case ex.Or(parts):
-                text = " | ".join(self._bool(p, _SHIFT) for p in parts)
+                text = _chain(" | ", [self._bool(p, _SHIFT) for p in parts])
                 return _bracket(text, _OR, level)
         raise AssertionError(f"not a residual predicate: {ex.show(expr)}")
 
@@ -166,6 +177,9 @@ class _Printer:
         )
 
     def _sum(self, parts: tuple[ex.IntExpr, ...], wide: bool) -> str:
+        if len(parts) > MAX_CHAIN:
+            half = len(parts) // 2
+            return f"({self._sum(parts[:half], wide)}) + ({self._sum(parts[half:], wide)})"
         # A leading minus reads badly: begin with a term that is added, where there is one.
         first = next(
             (p for p in parts if not (isinstance(p, ex.Scale | ex.Const) and _sign(p) < 0)),
@@ -268,10 +282,7 @@ class TritonDialect(_Printer):
                 return self._rest(part, divisor, level, wide)
             case ex.Min(parts) | ex.Max(parts):
                 function = self._FUNCTION[type(expr)]
-                text = self._int(parts[0], _COMPARE, wide)
-                for part in parts[1:]:
-                    text = f"{function}({text}, {self._int(part, _COMPARE, wide)})"
-                return text
+                return _nest(function, [self._int(p, _COMPARE, wide) for p in parts])
             case ex.Abs(part):
                 return f"tl.abs({self._int(part, _COMPARE, wide)})"
             case ex.Select(condition, then, otherwise):
@@ -342,10 +353,7 @@ class HostDialect(_Printer):
                 return _bracket(text, _PRODUCT, level)
             case ex.Min(parts) | ex.Max(parts):
                 function = self._FUNCTION[type(expr)]
-                text = self._int(parts[0], _COMPARE, wide)
-                for part in parts[1:]:
-                    text = f"{function}({text}, {self._int(part, _COMPARE, wide)})"
-                return text
+                return _nest(function, [self._int(p, _COMPARE, wide) for p in parts])
             case ex.Abs(part):
                 return f"abs({self._int(part, _COMPARE, wide)})"
             case ex.Select(condition, then, otherwise):
@@ -382,6 +390,48 @@ def progressions(values: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 def _bracket(text: str, own: int, level: int) -> str:
     return text if own >= level else f"({text})"
+
+
+def _chain(sign: str, texts: list[str]) -> str:
+    """Join operands; a long chain in halves, since Python reads a chain as a nest as deep."""
+    if len(texts) <= MAX_CHAIN:
+        return sign.join(texts)
+    half = len(texts) // 2
+    return f"({_chain(sign, texts[:half])}){sign}({_chain(sign, texts[half:])})"
+
+
+def _nest(function: str, texts: list[str]) -> str:
+    """Combine operands by a function of two; many of them in halves, so that depth stays low."""
+    if len(texts) > MAX_CHAIN // 8:
+        half = len(texts) // 2
+        texts = [_nest(function, texts[:half]), _nest(function, texts[half:])]
+    text = texts[0]
+    for other in texts[1:]:
+        text = f"{function}({text}, {other})"
+    return text
+
+
+def _check_size(expr: ex.Expr) -> None:
+    if ex.op_count(expr) > MAX_OPERATIONS:
+        raise CompileError((_too_complex(f"more than {MAX_OPERATIONS:,} operations"),))
+
+
+def _checked(text: str) -> str:
+    depth = deepest = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    if deepest > MAX_BRACKETS:
+        raise CompileError((_too_complex(f"more than {MAX_BRACKETS} brackets in each other"),))
+    return text
+
+
+def _too_complex(reason: str) -> Diagnostic:
+    return Diagnostic(
+        code="ATT0409",
+        message=f"a check of the kernel takes {reason}",
+        help="write the condition in a shorter form, with `div`, `mod` and fewer alternatives",
+    )
 
 
 def _literal(value: int) -> str:

@@ -30,6 +30,14 @@ PLAN_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : (q - k) mod 3 == 0 }",
     ),
     Code(
+        "ATT0409", "a condition too large for a kernel",
+        "What a tile has to check has too many operations, or nests too deeply.",
+        "Every pair of a partial tile evaluates the check, and compilers read it by recursion.",
+        "pattern p = { q -> k : "
+        "forall e in 1..3000 : q mod e == 0 or k mod e == 1 or q - k > 3 * e }",
+        "pattern p = { q -> k : k == q }",
+    ),
+    Code(
         "ATT0503", "no such file and no such zoo pattern",
         "The argument names neither a file nor a pattern of the library.",
         "A file ends in `.attn`; other words are looked up in the zoo.",

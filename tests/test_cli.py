@@ -66,7 +66,7 @@ def test_a_wrong_file_is_exit_1_with_plain_diagnostics(broken: str) -> None:
         (["mask", LONGFORMER, "--shape", "m=3"], "extents are n, nq and nk"),
         (["mask", LONGFORMER, "--shape", "nq=3"], "add nk="),
         (["mask", LONGFORMER, "--shape", "n=3", "--shape", "nq=3,nk=4"], "either n, or nq and nk"),
-        (["mask", LONGFORMER, "--shape", "n=9999999999"], "over 2147483647 tokens"),
+        (["mask", LONGFORMER, "--shape", "n=9999999999"], "over 1073741824 tokens"),
         (["mask", LONGFORMER, "-D", "window"], "name=value"),
         (["mask", LONGFORMER, "-D", "window=1", "-D", "window=2"], "gives `window` twice"),
         (["mask", LONGFORMER, "-o", "x.npy"], "-o needs --shape"),

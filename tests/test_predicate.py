@@ -10,9 +10,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from attnc.cli.options import LENGTH_MAX
+from attnc.codegen import op_contract
 from attnc.codegen.predicate import (
     HOST_HELPERS,
+    MAX_BRACKETS,
     MAX_LENGTH,
+    MAX_OPERATIONS,
     TILE_RANGES,
     TOKEN_RANGES,
     TRITON_HELPERS,
@@ -252,3 +256,38 @@ def test_a_count_names_its_first_tile() -> None:
     named = from_first(count, base, "first", TILE_RANGES)
     assert named == ex.sub(ex.add(last, ex.ONE), ex.Var("first"))
     assert from_first(count, QB, "first", TILE_RANGES) == count
+
+
+@pytest.mark.parametrize("dialect", [TritonDialect, HostDialect])
+def test_long_chains_are_printed_in_halves(dialect: type[TritonDialect | HostDialect]) -> None:
+    """Python reads a chain of operators as a nest as deep: 4000 alternatives must not be one."""
+    rests = [ex.mod(ex.add(ex.Var("q"), ex.Const(i)), i + 2) for i in range(2000)]
+    printer = dialect({n: n for n in NAMES}, TOKEN_RANGES)
+    for joined in (
+        ex.or_(*(ex.compare("==", rest, ex.Var("k")) for rest in rests)),
+        ex.compare("<", ex.minimum(*rests), ex.Var("k")),
+        ex.compare("<", ex.add(*rests), ex.Var("k")),
+    ):
+        text = printer.boolean(joined)
+        if dialect is HostDialect:
+            scope = {"q": 7, "k": 3, "_least": min}
+            assert eval(text, scope) == ex.evaluate(joined, {"q": 7, "k": 3})
+        compile(text, "<text>", "eval")
+
+
+@pytest.mark.parametrize("dialect", [TritonDialect, HostDialect])
+def test_what_no_compiler_reads_is_refused(dialect: type[TritonDialect | HostDialect]) -> None:
+    deep: ex.IntExpr = ex.Var("q")
+    for _ in range(MAX_BRACKETS + 1):
+        deep = ex.absolute(ex.sub(deep, ex.Var("k")))
+    large = ex.or_(
+        *(ex.compare("==", ex.mod(ex.Var("q"), i + 2), ex.ONE) for i in range(MAX_OPERATIONS))
+    )
+    for predicate in (ex.compare("<", deep, ex.ONE), large):
+        with pytest.raises(CompileError, match="ATT0409"):
+            dialect({n: n for n in NAMES}, TOKEN_RANGES).boolean(predicate)
+
+
+def test_one_largest_length() -> None:
+    """The op refuses what the ranges of the printed arithmetic do not hold."""
+    assert op_contract._MOST_TOKENS == MAX_LENGTH == LENGTH_MAX

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TARGET_NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
-LENGTH_MAX = 2**31 - 1
+LENGTH_MAX = 2**30
 
 
 @dataclass(frozen=True, slots=True)
