@@ -275,7 +275,9 @@ def compile(
             a kernel); on a CPU the op takes float32, bfloat16, float16 and float64.
         target: ``sm_80``, ``sm_90``, ``sm_100`` or ``gfx942``; when not given, that of the visible
             GPU, or sm_90 without one. Every op also runs on a CPU.
-        tile, cpu_tile: tile shapes in tokens, queries by keys; the compiler chooses when not given.
+        tile, cpu_tile: tile shapes in tokens, queries by keys; the compiler chooses when not given,
+            by a table. ``attnc compile --lint`` compiles ahead of time and names the first tile
+            that has no spills: a pattern of many pieces may want a smaller one.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,

@@ -14,7 +14,7 @@ import pytest
 
 from attnc.codegen.module import emit_module
 from attnc.codegen.triton_forward import emit_kernel
-from attnc.compiler.driver import load_zoo, zoo_names
+from attnc.compiler.driver import load_text, load_zoo, zoo_names
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.plan import TARGETS, Target
 from attnc.compiler.passes.build_plan import build_plan
@@ -149,6 +149,19 @@ def test_pick_tile_steps_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linting, "lint_plan", lambda plan: ("spills: 8 bytes",))
     with pytest.raises(RuntimeError, match="no candidate tile"):
         pick_tile(load_zoo("causal"), head_dim=64)
+
+
+def test_a_plan_of_many_pieces_steps_down() -> None:
+    """Six bands with arithmetic on every pair: the best tile spills, the next is taken."""
+    bands = " | ".join(
+        f"{{ q -> k : {400 * i} <= q - k and q - k < {400 * i + 150} and (q - k) mod {m} < 3 }}"
+        for i, m in enumerate((5, 7, 11, 13, 17, 19))
+    )
+    choice, notes = pick_tile(load_text(f"pattern bands = {bands}"), head_dim=64)
+    choices = candidates("sm_90", 64, 64, "bf16")
+    assert choice in choices[1:]
+    assert len(notes) == choices.index(choice)
+    assert notes[0].startswith("tile 128x128 dropped: spills: ")
 
 
 def test_refused_kernel() -> None:

@@ -54,6 +54,7 @@ def attended(module: ModuleType, pattern: Pattern, nq: int, nk: int) -> dict[str
     q, k = torch.zeros(1, heads, nq, 16), torch.zeros(1, 1, nk, 16)
     v = torch.eye(nk, module.VALUE_DIM)[None, None]
     by_cpu, lse_cpu = module.op(q, k, v, return_lse=True)
+    kn.skip_without_interpreter()
     by_kernel = torch.full((1, heads, nq, module.VALUE_DIM), math.nan, device=kn.DEVICE)
     lse_kernel = torch.full((1, heads, nq), math.nan, device=kn.DEVICE)
     on_device = [t.to(kn.DEVICE) for t in (q, k, v)]

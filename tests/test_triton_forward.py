@@ -273,6 +273,15 @@ def test_table_is_exact() -> None:
         }
 
 
+def test_where_the_interpreter_breaks() -> None:
+    """Only the pair of versions that breaks is left out."""
+    assert kn.broken("3.6.0", "2.4.1")
+    assert kn.broken("3.6.0", "2.10.0")
+    assert not kn.broken("3.6.0", "2.3.5")
+    assert not kn.broken("3.7.0", "2.5.0")
+    assert not kn.broken("3.10.0", "2.4.0")
+
+
 def test_source_is_python_and_deterministic() -> None:
     """The same plan prints the same text, which parses and names its masks."""
     plan = kn.longformer(head_dim=72)
