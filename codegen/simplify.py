@@ -18,6 +18,9 @@ _TURNED: dict[ex.CompareOp, ex.CompareOp] = {
     "<=": ">=", "<": ">", "==": "==", "!=": "!=", ">": "<", ">=": "<=",
 }
 
+MAX_BRANCHES = 4
+"""Most conditionals in a sum that is written into their branches: each one doubles the work."""
+
 
 def simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
     """Return an equal integer expression, no dearer."""
@@ -66,6 +69,8 @@ def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
 def _into_branches(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
     """``(a if c else b) + rest`` as ``a + rest if c else b + rest``, where that is shorter."""
     if not isinstance(expr, ex.Add | ex.Min | ex.Max):
+        return expr
+    if sum(isinstance(e, ex.Select) for e in ex.walk(expr)) > MAX_BRANCHES:
         return expr
     join = {ex.Add: ex.add, ex.Min: ex.minimum, ex.Max: ex.maximum}[type(expr)]
     for place, part in enumerate(expr.parts):

@@ -23,7 +23,13 @@ MAX_LISTED = 64
 """Longest list of members isl is asked about; beyond it the list is widened to its hull."""
 
 MAX_PARTS = 20_000
-"""Largest predicate, in nodes, that isl is asked about."""
+"""Largest predicate, in parts of its text for isl, that isl is asked about."""
+
+MAX_ROUNDED = 12
+"""Most ``div``, ``mod`` and conditionals in one comparison that isl is asked about."""
+
+MAX_NESTED = 40
+"""Deepest nest of ``and`` and ``or`` that isl is asked about."""
 
 MAX_DIV_DEPTH = 4
 """Deepest nest of ``div`` and ``mod`` that isl is asked about."""
@@ -161,14 +167,37 @@ def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
 def _checked(predicate: ex.BoolExpr) -> str:
     """Return the text of a predicate that isl may be asked about.
 
-    Raises: OverBudget for what isl's operation count does not bound: deep nests of ``div``.
+    Raises: OverBudget for what isl's operation count does not bound: many ``div`` in one place.
     """
-    parts = sum(1 for _ in ex.walk(predicate))
-    if parts > MAX_PARTS:
-        raise OverBudget(f"a predicate of {parts:,} parts")
+    if _text_parts(predicate) > MAX_PARTS:
+        raise OverBudget(f"a predicate of over {MAX_PARTS:,} parts")
+    if _nested(predicate) > MAX_NESTED:
+        raise OverBudget(f"more than {MAX_NESTED} `and` and `or` inside each other")
+    for test in ex.walk(predicate):
+        if isinstance(test, ex.Compare | ex.IsPow2 | ex.Member):
+            rounded = sum(isinstance(e, ex.FloorDiv | ex.Mod | ex.Select) for e in ex.walk(test))
+            if rounded > MAX_ROUNDED:
+                raise OverBudget(f"{rounded} `div`, `mod` and `if` in one comparison")
     if _div_depth(predicate) > MAX_DIV_DEPTH:
         raise OverBudget(f"more than {MAX_DIV_DEPTH} `div` and `mod` inside each other")
     return text(predicate)
+
+
+def _text_parts(expr: ex.Expr) -> int:
+    """Return how many parts the text has: that of a condition, or inside ``abs``, stands twice."""
+    sizes = [_text_parts(child) for child in ex.children(expr)]
+    match expr:
+        case ex.Select():
+            return 1 + sizes[0] + sum(sizes)
+        case ex.Abs():
+            return 1 + 2 * sizes[0]
+        case _:
+            return 1 + sum(sizes)
+
+
+def _nested(expr: ex.Expr) -> int:
+    below = max((_nested(child) for child in ex.children(expr)), default=0)
+    return below + isinstance(expr, ex.And | ex.Or)
 
 
 def _div_depth(expr: ex.Expr) -> int:

@@ -211,3 +211,21 @@ def test_segments_out_of_reach_are_left_out() -> None:
     plan = build_plan(load_zoo("power_of_two"), head_dim=64)
     assert len(plan.forward.segments) < len(plan.forward.block_mask.pieces)
     assert len(plan.forward.segments) > 20
+
+
+CROWDED = {
+    "rests": f"min({', '.join(f'(q + {i}) mod {i + 2}' for i in range(99))}) < k",
+    "a sum of conditionals": " + ".join(f"(if q mod {i + 2} < 1 then k else 2)" for i in range(40))
+    + " < 2 * q",
+    "conditions in conditions": "(if " * 40 + "q < k" + " then q else k + 1) < 7" * 40,
+    "and in or": "(" * 64 + "q < k" + " and q mod 7 == 0 or k < 9) and k mod 5 < 4" * 64,
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_what_isl_would_not_end_on_is_widened(case: str) -> None:
+    """isl's operation count does not bound many divs in one place: it is not asked."""
+    pattern = load_text(f"pattern p = {{ q -> k : {CROWDED[case]} }}")
+    mask = cl.classify(pattern, Tiling(16, 16))
+    assert mask.widened
+    assert (mask.dense(20, 20) == pattern.mask(20, 20)).all()

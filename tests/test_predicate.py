@@ -291,3 +291,13 @@ def test_what_no_compiler_reads_is_refused(dialect: type[TritonDialect | HostDia
 def test_one_largest_length() -> None:
     """The op refuses what the ranges of the printed arithmetic do not hold."""
     assert op_contract._MOST_TOKENS == MAX_LENGTH == LENGTH_MAX
+
+
+def test_a_sum_of_many_conditionals_stays_one() -> None:
+    """Written into their branches, forty conditionals would become 2**40 sums."""
+    terms = [
+        ex.select(ex.compare("<", ex.mod(ex.Var("q"), i), ex.ONE), ex.Var("k"), ex.Const(i))
+        for i in range(2, 42)
+    ]
+    whole = ex.add(*terms)
+    assert simplify_int(whole, TOKEN_RANGES) == whole
