@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Dense = Callable[[int, int], "NDArray[np.bool_]"]
 _DEFAULT_TILE = (128, 64)
+_LENGTH_MAX = 2**30
 
 
 class Pattern:
@@ -238,6 +240,9 @@ def load(path: str | Path, pattern: str | None = None, **params: object) -> Patt
     """
     from attnc.compiler import driver
 
+    if not isinstance(path, str | os.PathLike):  # open() would take an int for a descriptor
+        raise ValueError(f"path must be a str or a path, got {type(path).__name__}")
+    _name_or_none(pattern)
     return _faced(driver.open_file(path, pattern, params))
 
 
@@ -247,7 +252,13 @@ def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
 
     if not isinstance(text, str):
         raise ValueError(f"text must be a str, got {type(text).__name__}; attnc.load reads a file")
+    _name_or_none(pattern)
     return _faced(driver.open_text(text, pattern, params))
+
+
+def _name_or_none(pattern: object) -> None:
+    if not isinstance(pattern, str | None):
+        raise ValueError(f"pattern must be the name of one, got {type(pattern).__name__}")
 
 
 def _faced(opened: tuple[pat.Pattern, Dense]) -> Pattern:
@@ -288,6 +299,8 @@ def compile(
             f"p must be an attnc.Pattern, got {type(p).__name__}; attnc.load reads a file, "
             "attnc.parse a text"
         )
+    if not isinstance(folder, str | os.PathLike | None):
+        raise ValueError(f"folder must be a str or a path, got {type(folder).__name__}")
     _torch("attnc.compile")
     from attnc.runtime.op import compile_pattern
     from attnc.runtime.options import options
@@ -310,11 +323,12 @@ def _lengths(method: str, n: int | None, nq: int | None, nk: int | None) -> tupl
         raise ValueError(f"{method}: give the lengths, as n=64 or as nq=16, nk=64")
     for length in given:
         try:
-            if isinstance(length, bool) or operator.index(length) < 0:  # type: ignore[arg-type]
+            whole = operator.index(length)  # type: ignore[arg-type]
+            if isinstance(length, bool) or not 0 <= whole <= _LENGTH_MAX:
                 raise TypeError
         except TypeError:
             raise ValueError(
-                f"{method}: a length must be an integer from 0, got {length!r}"
+                f"{method}: a length must be an integer from 0 to 2**30, got {length!r}"
             ) from None
     return operator.index(given[0]), operator.index(given[1])  # type: ignore[arg-type]
 

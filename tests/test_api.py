@@ -6,7 +6,7 @@ import copy
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +138,7 @@ def test_blocks_count_the_tiles_of_the_mask(tile: object) -> None:
         ({}, "give the lengths"),
         ({"n": 4, "nq": 4}, "give either n, or nq and nk"),
         ({"nq": 4}, "give the lengths"),
-        ({"n": -1}, "a length must be an integer from 0, got -1"),
+        ({"n": -1}, "a length must be an integer from 0 to 2**30, got -1"),
         ({"n": 2.5}, "got 2.5"),
         ({"n": True}, "got True"),
     ],
@@ -223,3 +223,19 @@ def test_options_are_checked(options: dict[str, object], message: str) -> None:
 def test_compile_wants_a_pattern() -> None:
     with pytest.raises(ValueError, match=r"p must be an attnc\.Pattern, got str"):
         attnc.compile(TEXT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attnc.load(3), "path must be a str or a path, got int"),
+        (lambda: attnc.load(None), "path must be a str or a path, got NoneType"),
+        (lambda: attnc.parse(TEXT, pattern=3), "pattern must be the name of one, got int"),
+        (lambda: attnc.compile(attnc.parse(TEXT), folder=3), "folder must be a str or a path"),
+        (lambda: attnc.parse(TEXT).mask(n=2**40), "an integer from 0 to 2**30, got 1099511627776"),
+        (lambda: attnc.parse(TEXT).blocks(n=2**70), "an integer from 0 to 2**30"),
+    ],
+)
+def test_wrong_arguments_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

@@ -400,3 +400,15 @@ def test_hostile_file_names(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     assert invoke(["check", text]) in (0, 1)
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+    command = f'"{sys.executable}" -m attnc check causal >&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mask_that_cannot_be_written_is_named(capsys, tmp_path):
+    output = str(tmp_path / "missing" / "mask.npy")
+    assert invoke(["mask", "causal", "--shape", "n=4", "-o", output]) == 1
+    assert f"`{output}`" in capsys.readouterr().err

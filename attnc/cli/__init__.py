@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave the process with its exit code; never shows a traceback."""
     try:
         code = invoke(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller: `attnc check p.attn >&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away (`attnc zoo | head`): that is its right. Python would complain once
         # more while closing stdout, so stdout is pointed at nothing first.

@@ -18,7 +18,7 @@ from attnc.cli.options import (
 
 @click.command(
     epilog="Examples: `attnc compile longformer.attn --head-dim 128`, "
-    "`attnc compile longformer -D window=256 -o my_ops --lint`. "
+    "`attnc compile longformer -D w=256 -o my_ops --lint`. "
     "Then, in Python: `from attn_ops.longformer import longformer`.",
 )
 @pattern_options

@@ -103,6 +103,8 @@ def save(mask: NDArray[np.bool_], output: Path) -> None:
         with beside.open("wb") as stream:
             np.save(stream, mask, allow_pickle=False)
         os.replace(beside, output)
+    except OSError as wrong:
+        raise OSError(wrong.errno, wrong.strerror, str(output)) from wrong  # not the other name
     finally:
         beside.unlink(missing_ok=True)
 
