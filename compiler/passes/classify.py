@@ -243,14 +243,16 @@ def best_split(
 
 
 def _cost(parts: list[tuple[Progression, isl.Set]]) -> tuple[int, int]:
-    """Pieces, then operations; a ``div`` inside another reads as badly as a whole piece costs."""
+    """Pieces, then operations; ``div`` in heaps reads as badly as a whole piece costs."""
     nested = sum(_nested(p.base) + _nested(p.count) for p, _ in parts)
     return len(parts), sum(prog.operations(p) for p, _ in parts) + SIMPLE * nested
 
 
 def _nested(expr: ex.Expr) -> bool:
     divs = [node for node in ex.walk(expr) if isinstance(node, ex.FloorDiv)]
-    return any(isinstance(node, ex.FloorDiv) for div in divs for node in ex.walk(div.part))
+    return len(divs) > 3 and any(
+        isinstance(node, ex.FloorDiv) for div in divs for node in ex.walk(div.part)
+    )
 
 
 def residual_of(found: Relations, exact: isl.Set, whole: ex.BoolExpr) -> ex.BoolExpr:

@@ -23,6 +23,9 @@ MAX_MERGE = 8
 MAX_OPERATIONS = 56
 """Bounds with more operations than this are not worth a loop prologue: the hull serves."""
 
+MAX_WHOLE = 3
+"""Above so many basic pieces, one progression for all of them is not looked for."""
+
 MAX_JOINT_OPERATIONS = 13
 """Two pieces with simple bounds are better than one whose bounds take more than this."""
 
@@ -94,7 +97,7 @@ def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
         return []
     basics = _disjoint(row, tiles)
     if len(basics) <= MAX_MERGE:
-        whole = fit(row)
+        whole = fit(row) if len(basics) <= MAX_WHOLE else None
         if whole is not None:
             return [(whole, tiles)]
         basics = _merge(basics, row.context)
