@@ -250,7 +250,7 @@ def _cost(parts: list[tuple[Progression, isl.Set]]) -> tuple[int, int]:
 
 def _nested(expr: ex.Expr) -> bool:
     divs = [node for node in ex.walk(expr) if isinstance(node, ex.FloorDiv)]
-    return len(divs) > 3 and any(
+    return len(divs) > 2 and any(
         isinstance(node, ex.FloorDiv) for div in divs for node in ex.walk(div.part)
     )
 
