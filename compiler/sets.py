@@ -16,8 +16,8 @@ import islpy as isl
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-BUDGET_OPERATIONS = 3_000_000
-"""isl operations one question may take: roughly half a second."""
+BUDGET_OPERATIONS = 400_000
+"""isl operations one question may take: milliseconds for most, under a second for the worst."""
 
 MAX_LISTED = 64
 """Longest list of members isl is asked about; beyond it the list is widened to its hull."""
