@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from attnc.codegen import cpu_executor, cpu_schedule
 from attnc.codegen.cpu import emit_cpu, pasted
 from attnc.compiler.counts import count
-from attnc.compiler.driver import load_text, load_zoo
+from attnc.compiler.driver import load_text, load_zoo, zoo_names
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern, Where
@@ -204,6 +204,17 @@ def test_zoo(name: str) -> None:
     plan = CpuPlan(block_mask=classify(pattern, TILE), strips=strips(pattern, TILE))
     for nq, nk in ((3, 3), (1100, 1100)):
         check(plan, nq, nk, batch=1)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_zoo_visits(name: str) -> None:
+    """Over the whole stdlib: tiles visited, tiles masked and pairs computed are the block mask's."""
+    pattern = load_zoo(name)
+    plan = CpuPlan(block_mask=classify(pattern, TILE), strips=strips(pattern, TILE))
+    visits, masked, pairs = walked(plan, 300, 270)
+    assert ((plan.block_mask.grid(300, 270) >= 0) == visits).all()
+    assert ((visits > 0) & ~full_tiles(plan, 300, 270) == masked).all()
+    assert pairs == count(plan.block_mask, 300, 270).pairs_computed
 
 
 @pytest.mark.parametrize("name", ["causal", "block", "fixed", "strided", "block_causal"])
