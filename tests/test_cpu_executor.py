@@ -208,7 +208,7 @@ def test_zoo(name: str) -> None:
 
 @pytest.mark.parametrize("name", zoo_names())
 def test_zoo_visits(name: str) -> None:
-    """Over the whole stdlib: tiles visited, tiles masked and pairs computed are the block mask's."""
+    """Over the stdlib: tiles visited, tiles masked, pairs computed are the block mask's."""
     pattern = load_zoo(name)
     plan = CpuPlan(block_mask=classify(pattern, TILE), strips=strips(pattern, TILE))
     visits, masked, pairs = walked(plan, 300, 270)
