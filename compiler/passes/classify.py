@@ -23,7 +23,7 @@ MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
 
 
-SIMPLE = 24
+SIMPLE = 36
 """Operations in the bounds of a piece below which no simpler form is looked for."""
 
 
