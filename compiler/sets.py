@@ -242,9 +242,21 @@ def val(value: int) -> isl.Val:
     return isl.Val.int_from_si(_CONTEXT, value)
 
 
+def whole(value: isl.Val) -> int:
+    """Return an isl value as an integer.
+
+    Raises: OverBudget for what is none: isl answers "not a number" where its budget ran out.
+    """
+    if not value.is_int():
+        raise OverBudget("isl has no number here")
+    return int(value.to_python())
+
+
 def rational(value: isl.Val) -> Fraction:
     """Return an isl value as an exact fraction."""
-    return Fraction(value.get_num_si(), value.get_den_val().to_python())
+    if not value.is_rat():
+        raise OverBudget("isl has no number here")
+    return Fraction(value.get_num_si(), whole(value.get_den_val()))
 
 
 def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntExpr:
@@ -252,7 +264,7 @@ def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntE
 
     A denominator that is left over divides exactly wherever an integer function is defined.
     """
-    denominator = int(aff.get_denominator_val().to_python())
+    denominator = whole(aff.get_denominator_val())
     terms: list[ex.IntExpr] = [ex.Const(int(rational(aff.get_constant_val()) * denominator))]
     for kind in (isl.dim_type.param, isl.dim_type.in_):
         for i in range(aff.dim(kind)):
@@ -311,7 +323,7 @@ def _conjunction(
 
 
 def _known(aff: isl.Aff, position: int) -> bool:
-    return aff.get_div(position).get_denominator_val().to_python() != 0
+    return aff.get_div(position).get_denominator_val().is_pos()
 
 
 def balanced(op: ex.CompareOp, total: ex.IntExpr) -> ex.BoolExpr:
@@ -414,7 +426,7 @@ def empty_row(pattern: Pattern) -> tuple[int, int] | None:
                 missing = missing.project_out(isl.dim_type.param, 0, count - 1)
             length = missing.dim_min_val(0)
             query = missing.fix_val(isl.dim_type.set, 0, length).dim_min_val(1)
-            return int(query.to_python()), int(length.to_python())
+            return whole(query), whole(length)
     except OverBudget:
         return None
 

@@ -119,7 +119,7 @@ def _slices(tiles: isl.Set, context: isl.Set) -> list[tuple[Progression, isl.Set
         low, high = offsets.dim_min_val(0), offsets.dim_max_val(0)
         if not (low.is_int() and high.is_int()):
             continue
-        first, last = int(low.to_python()), int(high.to_python())
+        first, last = sets.whole(low), sets.whole(high)
         if last - first >= MAX_SLICES:
             continue
         found: list[tuple[Progression, isl.Set]] = []
@@ -157,7 +157,7 @@ def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
 
 def _is_interval(row: Row) -> bool:
     """Whether a convex set has no gaps: its moduli, if any, only round its ends."""
-    if row.tiles.get_stride(0).to_python() != 1:
+    if not row.tiles.get_stride(0).is_one():
         return False
     between = sets.read_map("{ [kb] -> [kb + 1] }")
     one_on = row.tiles.intersect(row.tiles.apply(sets.read_map("{ [kb] -> [k2] : k2 > kb }")))
@@ -233,7 +233,7 @@ def _trials(row: Row) -> list[tuple[dict[str, int], list[int]]]:
         seen: list[int] = []
 
         def add(point: isl.Point, seen: list[int] = seen) -> None:
-            seen.append(int(point.get_coordinate_val(isl.dim_type.set, 0).to_python()))
+            seen.append(sets.whole(point.get_coordinate_val(isl.dim_type.set, 0)))
 
         at.project_out(isl.dim_type.param, 0, at.dim(isl.dim_type.param)).foreach_point(add)
         trials.append((values, sorted(seen)))
@@ -253,7 +253,7 @@ def _point(context: isl.Set, wanted: dict[str, int]) -> dict[str, int] | None:
         return None
     point = points.sample_point()
     return {
-        name: int(point.get_coordinate_val(isl.dim_type.set, i).to_python())
+        name: sets.whole(point.get_coordinate_val(isl.dim_type.set, i))
         for i, name in enumerate(names)
     }
 
@@ -267,7 +267,7 @@ def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
 
 def _guesses(row: Row, tiles: isl.Set) -> Iterator[Progression]:
     """Yield candidates: equally spaced tiles first, then runs that repeat."""
-    stride = int(tiles.get_stride(0).to_python())
+    stride = sets.whole(tiles.get_stride(0))
     for first, last in _ends(row, tiles, stride):
         length = ex.add(ex.floordiv(ex.sub(last, first), stride), ex.ONE)
         yield Progression(base=first, count=length, period=stride)
@@ -293,7 +293,7 @@ def _repeating(row: Row, tiles: isl.Set) -> Iterator[Progression]:
             places = places.project_out(isl.dim_type.param, position, 1)
             del kept[position]
     width = places.dim_max(0).sub(places.dim_min(0))
-    run = int(width.max_val().to_python()) + 1
+    run = sets.whole(width.max_val()) + 1
     for low in sets.piecewise(places.dim_min(0), lambda kind, i: kept[i]):
         for first, last in _ends_of_basic(row.tiles.gist_params(row.context), 1, name):
             # The first run that ends at or after ``first``; the proof fails if it would be cut.
@@ -456,7 +456,7 @@ def _period(tiles: isl.Set) -> int | None:
         for i in range(basic.dim(isl.dim_type.div)):
             div = basic.get_div(i)
             if sets.rational(div.get_coefficient_val(isl.dim_type.in_, 0)):
-                period = lcm(period, int(div.get_denominator_val().to_python()))
+                period = lcm(period, sets.whole(div.get_denominator_val()))
     return period if period > 1 else None
 
 

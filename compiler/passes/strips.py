@@ -110,4 +110,4 @@ def _last_row(pairs: isl.Set, tiling: Tiling) -> int | None:
     except isl.Error as error:
         sets.reraise_over_budget(error)
         return None
-    return int(last.to_python()) // tiling.q if last.is_int() else None
+    return sets.whole(last) // tiling.q if last.is_int() else None
