@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,8 +80,6 @@ def test_over_budget_is_widened_and_still_exact(
     operations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past isl's budget more tiles are visited, the mask stays, and a note says so."""
-    from functools import partial
-
     monkeypatch.setattr(sets, "budget", partial(sets.budget, operations))
     cl._classify.cache_clear()
     pattern = load_zoo("longformer", {"w": 40, "global_idx": [0, 7, 9]})
@@ -160,6 +160,21 @@ def test_empty_rows_are_found_symbolically() -> None:
     assert sets.empty_row(pat.Pattern(name="p", heads=None, body=before)) == (0, 1)
     assert sets.empty_row(load_zoo("causal")) is None
     assert sets.is_empty(pat.Pattern(name="p", heads=None, body=pat.Where(ex.FALSE)))
+
+
+def test_a_spent_budget_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the budget ends, even in isl's printing of a number, the mask stays exact."""
+    budget = sets.budget
+    text = "pattern p = { q -> k : is_pow2(q) } | { q -> k : q - k in [24, 1, -18, 12] }"
+    pattern = load_text(text)
+    expected = pattern.mask(30, 112)
+    for step in range(24):
+        operations = int(2_000 * 1.3**step)
+        monkeypatch.setattr(sets, "budget", partial(budget, operations))
+        cl._classify.cache_clear()
+        mask = cl.classify(pattern, Tiling(64, 32))
+        assert (mask.dense(30, 112) == expected).all()
+    cl._classify.cache_clear()
 
 
 NESTED = (
