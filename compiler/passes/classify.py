@@ -235,7 +235,8 @@ def best_split(
         if all(_clean(progression) for progression, _ in parts):
             options.append(parts)
             pieces, operations = _cost(parts)
-            if pieces > MAX_RESIDUALS or operations <= SIMPLE * pieces:
+            clear = not any(_nested(p.base) or _nested(p.count) for p, _ in parts)
+            if pieces > MAX_RESIDUALS or (clear and operations <= SIMPLE * pieces):
                 break
     if not options:
         raise trouble
