@@ -7,12 +7,12 @@ device once per lengths and kept.
 
 from __future__ import annotations
 
-from attnc.codegen.predicate import MAX_LENGTH, TILE_RANGES, HostDialect
+from attnc.codegen.predicate import TILE_RANGES, HostDialect
 from attnc.codegen.simplify import from_first
 from attnc.codegen.triton_forward import KERNEL, STRIDES, parameters
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.plan import ForwardPlan
+from attnc.compiler.ir.plan import MAX_LENGTH, ForwardPlan
 
 ALIGN_BYTES = 16
 """Widest load of a GPU thread."""

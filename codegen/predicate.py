@@ -14,10 +14,8 @@ from typing import ClassVar
 
 from attnc.codegen.simplify import Ranges, simplify_bool, simplify_int
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.plan import MAX_LENGTH
 from attnc.dsl.diagnostics import CompileError, Diagnostic
-
-MAX_LENGTH = 2**30
-"""Longest sequence a generated kernel takes: positions and their differences then fit 32 bits."""
 
 TOKEN_RANGES: Ranges = {
     # Positions reach past the lengths by at most the rest of a last tile.

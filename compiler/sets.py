@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import TypeVar
 
 import islpy as isl
 
@@ -37,7 +36,6 @@ MAX_DIV_DEPTH = 4
 MAX_TEXT = 1 << 14
 """Longest text of an operand of ``abs`` that isl is asked about."""
 
-T = TypeVar("T")
 _CONTEXT = isl.Context()
 _CONTEXT.set_on_error(isl.on_error.CONTINUE)
 

@@ -15,7 +15,6 @@ from attnc.codegen import op_contract
 from attnc.codegen.predicate import (
     HOST_HELPERS,
     MAX_BRACKETS,
-    MAX_LENGTH,
     MAX_OPERATIONS,
     TILE_RANGES,
     TOKEN_RANGES,
@@ -27,6 +26,7 @@ from attnc.codegen.predicate import (
 from attnc.codegen.simplify import from_first, simplify_bool, simplify_int
 from attnc.compiler.driver import load_text
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.plan import MAX_LENGTH
 from attnc.dsl.diagnostics import CompileError
 from tests import kernels as kn
 

@@ -14,7 +14,7 @@ inside a piece the residual and the pattern agree.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
@@ -164,5 +164,3 @@ class BlockMask:
             mask |= (by_token == number) & np.asarray(ex.evaluate(piece.residual, values), bool)
         return mask
 
-
-Kind = Literal["full", "partial"]

@@ -17,6 +17,10 @@ Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
+MAX_LENGTH = 1 << 30
+"""Longest sequence an op takes, in tokens: positions are 32-bit in the kernels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A stretch of the one loop: a progression and the mask class its tiles use (0: no mask)."""

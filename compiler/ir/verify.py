@@ -16,7 +16,7 @@ def verify(ir: pat.Pattern | BlockMask | Plan) -> tuple[Diagnostic, ...]:
     """Return a diagnostic for each broken invariant; empty means sound.
 
     A block mask is also compared with its pattern's dense mask at a few small lengths, so this is
-    for tests and ``--verify-each``, not for every compilation.
+    for tests and checks by hand, not for every compilation.
     """
     match ir:
         case pat.Pattern():

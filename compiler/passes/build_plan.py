@@ -11,13 +11,10 @@ from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
+from attnc.compiler.ir.plan import MAX_LENGTH, CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.strips import strips
-
-MAX_LENGTH = 1 << 30
-"""Longest sequence an op takes, in tokens."""
 
 MAX_SEGMENTS = 8
 """More segments than this cost more in the loop prologue than a table costs in loads."""
