@@ -7,9 +7,12 @@ relative to the legal pairs ``0 <= q < nq, 0 <= k < nk, 0 <= h < heads``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.arrays import ArrayExpr
+from attnc.compiler.ir.score import RealExpr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,17 +61,65 @@ Node: TypeAlias = Where | Union | Intersection | Difference | Complement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A stretch of tokens with coordinates, row-major, the last axis fastest.
+
+    ``extents`` are constants, expressions of ``nq`` and ``nk``, or reads of symbolic extents.
+    ``tile``: the tokens stand tile by tile instead (one side for each axis).
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    extents: tuple[ex.IntExpr, ...]
+    tile: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Segments one after the other: where the tokens of one side stand."""
+
+    segments: tuple[Grid, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A run-time tensor: its element kind, its sides (None: as long as it is) and its formula.
+
+    ``formula`` None: given at the call, also with a batch dimension in front; otherwise computed
+    from other inputs, by the host on the device of q.
+    """
+
+    name: str
+    kind: Literal["int", "bool", "real"]
+    dims: tuple[ex.IntExpr | None, ...]
+    formula: ArrayExpr | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
     """A named pattern, all parameters bound.
 
-    ``heads`` is None when the same mask serves every head; otherwise the mask depends on the query
-    head ``h`` in ``0 .. heads - 1`` and an op takes exactly that many query heads.
+    ``heads`` is None when the same mask serves every head; otherwise the mask depends on the head
+    ``h`` in ``0 .. heads - 1``: a query head, and an op takes exactly that many, or with
+    ``kv_heads`` a key/value head that serves a group of query heads.
+    ``query_space`` and ``key_space`` give positions coordinates (None: a plain sequence). ``body``
+    speaks of flat positions all the same. ``extents`` names the symbolic extents, numbers an op
+    takes at the call. ``score`` is what the softmax runs over (None: the scaled product),
+    ``sink`` a logit beside the keys, ``scale`` the factor of the product (None: 1 / sqrt(D)).
     ``warnings`` are the diagnostics found while lowering; they take no part in comparisons.
     """
 
     name: str
     heads: int | None
     body: Node
+    kv_heads: bool = False
+    query_space: Space | None = None
+    key_space: Space | None = None
+    extents: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    score: RealExpr | None = None
+    sink: RealExpr | None = None
+    scale: Fraction | None = None
     params: tuple[tuple[str, str], ...] = ()
     source_text: str = field(default="", compare=False)
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

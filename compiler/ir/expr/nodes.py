@@ -84,7 +84,45 @@ class Select:
     otherwise: IntExpr
 
 
-IntExpr: TypeAlias = Const | Var | Add | Scale | FloorDiv | Mod | Min | Max | Abs | Select
+@dataclass(frozen=True, slots=True)
+class Read:
+    """``doc[q]``: an element of a run-time input; a truth value reads as 0 or 1.
+
+    No index: a number known at the call (an input without brackets, a symbolic extent). An index
+    outside the tensor reads 0.
+    """
+
+    name: str
+    index: tuple[IntExpr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mul:
+    """``left * right``, neither of them constant: outside integer linear arithmetic."""
+
+    left: IntExpr
+    right: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Quot:
+    """``floor(part / by)`` by a run-time divisor; 0 where ``by`` is below 1."""
+
+    part: IntExpr
+    by: IntExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Rem:
+    """``part mod by``, never negative, by a run-time divisor; 0 where ``by`` is below 1."""
+
+    part: IntExpr
+    by: IntExpr
+
+
+IntExpr: TypeAlias = (
+    Const | Var | Add | Scale | FloorDiv | Mod | Min | Max | Abs | Select | Read | Mul | Quot | Rem
+)
 CompareOp = Literal["<=", "<", "==", "!=", ">", ">="]
 
 
