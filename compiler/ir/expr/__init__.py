@@ -3,6 +3,8 @@
 Every later form (pattern IR, residual predicates, loop bounds of the plan) uses it, so codegen
 prints one language only. Integers are unbounded here; ``//`` and ``mod`` floor, also below zero.
 
+``Read``, ``Mul``, ``Quot`` and ``Rem`` are what isl cannot hold: ``is_static`` tells.
+
 Variables are plain names. At token level: ``q`` and ``k`` (positions), ``h`` (query head), ``nq``
 and ``nk`` (lengths). At tile level: ``qb``, ``kb`` (tiles), ``NQ``, ``NK`` (how many), beside
 ``h``, ``nq`` and ``nk``.
@@ -21,8 +23,11 @@ from attnc.compiler.ir.expr.fold import (
     member,
     minimum,
     mod,
+    mul,
     not_,
     or_,
+    quot,
+    rem,
     scale,
     select,
     sub,
@@ -49,15 +54,29 @@ from attnc.compiler.ir.expr.nodes import (
     Member,
     Min,
     Mod,
+    Mul,
     Not,
     Or,
+    Quot,
+    Read,
+    Rem,
     Scale,
     Select,
     Truth,
     Var,
 )
 from attnc.compiler.ir.expr.text import show
-from attnc.compiler.ir.expr.walk import children, free_vars, op_count, rebuild, substitute, walk
+from attnc.compiler.ir.expr.walk import (
+    children,
+    free_vars,
+    is_static,
+    op_count,
+    reads,
+    rebuild,
+    relevant_side,
+    substitute,
+    walk,
+)
 
 __all__ = [
     "FALSE",
@@ -82,9 +101,13 @@ __all__ = [
     "Member",
     "Min",
     "Mod",
+    "Mul",
     "Not",
     "Or",
+    "Quot",
     "Ranges",
+    "Read",
+    "Rem",
     "Scale",
     "Select",
     "Truth",
@@ -99,14 +122,20 @@ __all__ = [
     "free_vars",
     "interval",
     "is_pow2",
+    "is_static",
     "maximum",
     "member",
     "minimum",
     "mod",
+    "mul",
     "not_",
     "op_count",
     "or_",
+    "quot",
+    "reads",
     "rebuild",
+    "relevant_side",
+    "rem",
     "scale",
     "select",
     "show",

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from attnc.compiler.ir.expr.fold import add, floordiv, maximum, minimum, mod, scale, select, sub
+from attnc.compiler.ir.expr.fold import (
+    add,
+    floordiv,
+    maximum,
+    minimum,
+    mod,
+    mul,
+    quot,
+    rem,
+    scale,
+    select,
+    sub,
+)
 from attnc.compiler.ir.expr.nodes import (
     Abs,
     Add,
@@ -15,6 +28,10 @@ from attnc.compiler.ir.expr.nodes import (
     Max,
     Min,
     Mod,
+    Mul,
+    Quot,
+    Read,
+    Rem,
     Scale,
     Select,
     Var,
@@ -24,7 +41,7 @@ Bounds: TypeAlias = tuple[int | None, int | None]
 """Least and greatest value, both included; None: unbounded."""
 
 Ranges: TypeAlias = Mapping[str, Bounds]
-"""Bounds of variables, by name; a name that is absent is unbounded."""
+"""Bounds of variables, by name, and of inputs as ``"doc[]"``; an absent name is unbounded."""
 
 
 def interval(
@@ -74,6 +91,47 @@ def interval(
                 None if a is None or c is None else min(a, c),
                 None if b is None or d is None else max(b, d),
             )
+        case Read(name):
+            return ranges.get(f"{name}[]", (None, None))
+        case Mul(left, right):
+            return _product(interval(left, ranges), interval(right, ranges))
+        case Quot(part, by):
+            return _quotient(interval(part, ranges), interval(by, ranges))
+        case Rem(part, by):
+            (low, high), (_, most) = interval(part, ranges), interval(by, ranges)
+            top = None if most is None else max(most - 1, 0)
+            if low is not None and low >= 0 and high is not None:
+                top = high if top is None else min(high, top)
+            return 0, top
+
+
+def _product(one: Bounds, other: Bounds) -> Bounds:
+    if (0, 0) in (one, other):
+        return 0, 0
+    (a, b), (c, d) = _open_ends(one), _open_ends(other)
+    ends = [0 if 0 in (x, y) else x * y for x in (a, b) for y in (c, d)]
+    low, high = min(ends), max(ends)
+    return None if low == -math.inf else int(low), None if high == math.inf else int(high)
+
+
+def _open_ends(pair: Bounds) -> tuple[float, float]:
+    """Return the ends with infinity for None; finite ones stay exact integers."""
+    low, high = pair
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _quotient(part: Bounds, by: Bounds) -> Bounds:
+    """Return bounds of ``floor(part / by)``, which is 0 where ``by`` is below 1."""
+    (low, high), (some, most) = part, by
+    sure = some is not None and some >= 1
+    least = max(some or 1, 1)
+    if low is not None:
+        low = low // least if low < 0 else 0 if most is None else low // max(most, 1)
+        low = low if sure else min(low, 0)
+    if high is not None:
+        high = high // least if high >= 0 else -1 if most is None else high // max(most, 1)
+        high = high if sure else max(high, 0)
+    return low, high
 
 
 def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
@@ -100,6 +158,14 @@ def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
             return kind(*_undominated([go(p) for p in parts], ranges, isinstance(expr, Min)))
         case Select(condition, then, otherwise):
             return select(condition, go(then), go(otherwise))
+        case Read(name, index):
+            return Read(name, tuple(map(go, index)))
+        case Mul(left, right):
+            return mul(go(left), go(right))
+        case Quot(part, by):
+            return quot(go(part), go(by))
+        case Rem(part, by):
+            return rem(go(part), go(by))
         case _:
             return expr
 

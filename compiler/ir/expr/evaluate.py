@@ -22,8 +22,12 @@ from attnc.compiler.ir.expr.nodes import (
     Member,
     Min,
     Mod,
+    Mul,
     Not,
     Or,
+    Quot,
+    Read,
+    Rem,
     Scale,
     Select,
     Truth,
@@ -35,8 +39,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def evaluate(expr: Expr, values: Mapping[str, Any]) -> Any:
+def evaluate(
+    expr: Expr, values: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+) -> Any:
     """Evaluate with NumPy int64 arrays or plain integers for the variables (they broadcast).
+
+    ``inputs`` has the tensors and numbers that are known at the call, by name, without a batch.
 
     Returns: an integer array for an ``IntExpr``, a boolean array for a ``BoolExpr`` (NumPy scalars
     or Python values where nothing broadcasts). This is the definition of every node.
@@ -82,10 +90,49 @@ def evaluate(expr: Expr, values: Mapping[str, Any]) -> Any:
             case Not(part):
                 return np.logical_not(go(part))
             case Exists(var, low, high, body):
-                return _exists(var, go(low), go(high), body, values)
+                return _exists(var, go(low), go(high), body, values, inputs)
+            case Read(name, index):
+                return read(_given(name, inputs), [go(i) for i in index])
+            case Mul(left, right):
+                return go(left) * go(right)
+            case Quot(part, by):
+                divisor = go(by)
+                return np.where(np.greater(divisor, 0), go(part) // np.maximum(divisor, 1), 0)
+            case Rem(part, by):
+                divisor = go(by)
+                return np.where(np.greater(divisor, 0), go(part) % np.maximum(divisor, 1), 0)
         raise AssertionError(e)
 
     return go(expr)
+
+
+def read(tensor: Any, index: list[Any]) -> Any:
+    """Return the elements of a tensor at broadcast indices; outside of it 0 (or false) is read.
+
+    A truth value reads as 0 or 1.
+    """
+    import numpy as np
+
+    array = np.asarray(tensor)
+    if array.dtype == np.bool_:
+        array = array.astype(np.int64)
+    assert array.ndim == len(index), f"{len(index)} indices into {array.ndim} dimensions"
+    if not index:
+        return array[()]
+    places = np.broadcast_arrays(*index)
+    inside = np.ones(places[0].shape, dtype=bool)
+    for place, side in zip(places, array.shape, strict=True):
+        inside &= (place >= 0) & (place < side)
+    if not array.size:
+        return np.zeros(inside.shape, dtype=array.dtype)
+    found = array[tuple(np.where(inside, place, 0) for place in places)]
+    return np.where(inside, found, array.dtype.type(0))
+
+
+def _given(name: str, inputs: Mapping[str, Any] | None) -> Any:
+    if inputs is None or name not in inputs:
+        raise ValueError(f"input `{name}` was not given")
+    return inputs[name]
 
 
 _COMPARE: dict[CompareOp, Callable[[Any, Any], Any]] = {
@@ -106,7 +153,12 @@ def _fold(ufunc: np.ufunc, parts: list[Any]) -> Any:
 
 
 def _exists(
-    var: str, low: Any, high: Any, body: BoolExpr, values: Mapping[str, Any]
+    var: str,
+    low: Any,
+    high: Any,
+    body: BoolExpr,
+    values: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None,
 ) -> NDArray[np.bool_]:
     import numpy as np
 
@@ -116,5 +168,5 @@ def _exists(
     found: Any = np.False_
     for i in range(first, last + 1):
         inside = np.logical_and(np.less_equal(low, i), np.greater_equal(high, i))
-        found = np.logical_or(found, inside & evaluate(body, {**values, var: i}))
+        found = np.logical_or(found, inside & evaluate(body, {**values, var: i}, inputs))
     return np.asarray(found)

@@ -23,8 +23,11 @@ from attnc.compiler.ir.expr.nodes import (
     Member,
     Min,
     Mod,
+    Mul,
     Not,
     Or,
+    Quot,
+    Rem,
     Scale,
     Select,
     Truth,
@@ -96,6 +99,31 @@ def mod(part: IntExpr, divisor: int) -> IntExpr:
         return ZERO
     _, rest = _split_multiples(part, divisor)
     return Const(rest.value % divisor) if isinstance(rest, Const) else Mod(rest, divisor)
+
+
+def mul(left: IntExpr, right: IntExpr) -> IntExpr:
+    """Return ``left * right``; a constant factor stays linear."""
+    for one, other in ((left, right), (right, left)):
+        match one:
+            case Const(value):
+                return scale(value, other)
+            case Scale(factor, part):
+                return scale(factor, mul(part, other))
+    return Mul(left, right)
+
+
+def quot(part: IntExpr, by: IntExpr) -> IntExpr:
+    """Return ``floor(part / by)``, 0 where ``by`` is below 1."""
+    if isinstance(by, Const):
+        return floordiv(part, by.value) if by.value > 0 else ZERO
+    return ZERO if part == ZERO else Quot(part, by)
+
+
+def rem(part: IntExpr, by: IntExpr) -> IntExpr:
+    """Return ``part mod by``, 0 where ``by`` is below 1."""
+    if isinstance(by, Const):
+        return mod(part, by.value) if by.value > 0 else ZERO
+    return ZERO if part == ZERO else Rem(part, by)
 
 
 def _split_multiples(part: IntExpr, divisor: int) -> tuple[IntExpr, IntExpr]:

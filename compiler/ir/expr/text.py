@@ -16,8 +16,12 @@ from attnc.compiler.ir.expr.nodes import (
     Member,
     Min,
     Mod,
+    Mul,
     Not,
     Or,
+    Quot,
+    Read,
+    Rem,
     Scale,
     Select,
     Truth,
@@ -25,6 +29,9 @@ from attnc.compiler.ir.expr.nodes import (
 )
 
 _LEVEL = {"or": 1, "and": 2, "not": 3, "compare": 4, "sum": 5, "product": 6, "atom": 8}
+
+VARIABLES = frozenset({"q", "k", "h", "nq", "nk", "qb", "kb", "NQ", "NK"})
+"""What a bare name always means; an input without brackets of that name is ``scalar(q)``."""
 
 
 def show(expr: Expr) -> str:
@@ -59,6 +66,19 @@ def _show(expr: Expr) -> tuple[str, int]:
             return f"{at(part, _LEVEL['atom'])} div {divisor}", _LEVEL["product"]
         case Mod(part, divisor):
             return f"{at(part, _LEVEL['atom'])} mod {divisor}", _LEVEL["product"]
+        case Mul(left, right):
+            text = f"{at(left, _LEVEL['atom'])} * {at(right, _LEVEL['atom'])}"
+            return text, _LEVEL["product"]
+        case Quot(part, by):
+            text = f"{at(part, _LEVEL['atom'])} div {at(by, _LEVEL['atom'])}"
+            return text, _LEVEL["product"]
+        case Rem(part, by):
+            text = f"{at(part, _LEVEL['atom'])} mod {at(by, _LEVEL['atom'])}"
+            return text, _LEVEL["product"]
+        case Read(name, ()):
+            return (f"scalar({name})" if name in VARIABLES else name), _LEVEL["atom"]
+        case Read(name, index):
+            return f"{name}[{', '.join(map(show, index))}]", _LEVEL["atom"]
         case Min(parts):
             return f"min({', '.join(map(show, parts))})", _LEVEL["atom"]
         case Max(parts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from attnc.compiler.ir.expr.fold import (
     absolute,
@@ -17,8 +17,11 @@ from attnc.compiler.ir.expr.fold import (
     member,
     minimum,
     mod,
+    mul,
     not_,
     or_,
+    quot,
+    rem,
     scale,
     select,
 )
@@ -37,8 +40,12 @@ from attnc.compiler.ir.expr.nodes import (
     Member,
     Min,
     Mod,
+    Mul,
     Not,
     Or,
+    Quot,
+    Read,
+    Rem,
     Scale,
     Select,
     Truth,
@@ -57,6 +64,10 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (part,)
         case Compare(_, left, right):
             return (left, right)
+        case Mul(left, right) | Quot(left, right) | Rem(left, right):
+            return (left, right)
+        case Read(_, index):
+            return index
         case Select(condition, then, otherwise):
             return (condition, then, otherwise)
         case Exists(_, low, high, body):
@@ -82,6 +93,27 @@ def free_vars(expr: Expr) -> frozenset[str]:
     if isinstance(expr, Var):
         return frozenset((expr.name,))
     return frozenset().union(*(free_vars(c) for c in children(expr)))
+
+
+def reads(expr: Expr) -> tuple[Read, ...]:
+    """Return the distinct reads of run-time inputs, in the order they stand."""
+    return tuple(dict.fromkeys(node for node in walk(expr) if isinstance(node, Read)))
+
+
+def is_static(expr: Expr) -> bool:
+    """Return whether an expression is linear in positions and lengths and reads no input.
+
+    isl holds what is static; everything else is evaluated at run time (the materialised path).
+    """
+    return not any(isinstance(node, Read | Mul | Quot | Rem) for node in walk(expr))
+
+
+def relevant_side(expr: Expr) -> Literal["none", "q", "k", "both"]:
+    """Return which positions the value depends on; heads and lengths belong to neither side."""
+    used = free_vars(expr) & {"q", "k"}
+    if len(used) == 2:
+        return "both"
+    return "q" if "q" in used else "k" if used else "none"
 
 
 def op_count(expr: Expr) -> int:
@@ -128,6 +160,14 @@ def rebuild(expr: Any, go: Callable[[Any], Any]) -> Any:
             return maximum(*map(go, parts))
         case Abs(part):
             return absolute(go(part))
+        case Mul(left, right):
+            return mul(go(left), go(right))
+        case Quot(part, by):
+            return quot(go(part), go(by))
+        case Rem(part, by):
+            return rem(go(part), go(by))
+        case Read(name, index):
+            return Read(name, tuple(map(go, index)))
         case Select(condition, then, otherwise):
             return select(go(condition), go(then), go(otherwise))
         case Compare(op, left, right):
