@@ -30,12 +30,30 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataTiles:
+    """How the tiles of a pattern that reads data are told apart, once the data is there.
+
+    The segments beside it are the candidates: tiles outside them are empty whatever the data says.
+    Those of mask 0 are full whatever it says (``core`` keeps all their pairs); those of mask 1 are
+    tested: ``predicate`` in interval arithmetic over the tile. ``refine``: what the intervals
+    leave open is evaluated pair by pair, a bounded number of tiles at a time, so that empty, full
+    and partial are exact; otherwise an open tile is partial.
+    """
+
+    predicate: ex.BoolExpr
+    core: ex.BoolExpr
+    refine: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardPlan:
     """One forward kernel: one loop over key tiles, the mask behind a uniform branch.
 
     ``form`` "ranges": the loop runs over the concatenated ``segments`` (at most 8), no table.
     ``form`` "table": the loop runs over a CSR row; an entry is ``kb * 8 + mask class``; the host
     builds the table from ``segments`` on the device once per lengths (count, scan, fill).
+    ``form`` "data": the same table, a row for each batch, head and query tile as far as the data
+    tells them apart; the host builds it from ``segments`` and ``data`` (class 0 full, 1 partial).
     ``masks[c - 1]`` is the residual predicate of mask class ``c``; class 0 is full.
     ``row_order``: "reversed" where isl proves that rows grow with ``qb``, "forward" where every row
     costs the same (or rows shrink), "sorted" otherwise: the host sorts rows by tile count, heavy
@@ -45,7 +63,7 @@ class ForwardPlan:
     block_mask: BlockMask
     segments: tuple[Segment, ...]
     masks: tuple[ex.BoolExpr, ...]
-    form: Literal["ranges", "table"]
+    form: Literal["ranges", "table", "data"]
     row_order: Literal["forward", "reversed", "sorted"]
     head_dim: int
     value_dim: int
@@ -53,6 +71,7 @@ class ForwardPlan:
     target: Target
     warps: int
     stages: int
+    data: DataTiles | None = None
 
     @property
     def tiling(self) -> Tiling:
@@ -82,10 +101,15 @@ class CpuPlan:
     """The CPU executor's strips (pairwise disjoint; results merge by log-sum-exp).
 
     ``block_mask`` has the same tiling and tells full from partial tiles for the report.
+    The gathered executor runs where ``data`` is set or the pattern has score terms: ``segments``
+    are its tiles (mask 0 full, mask 1 the whole predicate, as candidates with ``data``), and
+    ``strips`` is empty.
     """
 
     block_mask: BlockMask
     strips: tuple[Strip, ...]
+    segments: tuple[Segment, ...] = ()
+    data: DataTiles | None = None
 
     @property
     def tiling(self) -> Tiling:
