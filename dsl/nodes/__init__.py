@@ -43,6 +43,7 @@ from attnc.dsl.nodes.items import (
     Layers,
     Param,
     PatternDef,
+    Require,
     Score,
     SpaceDef,
     Type,
@@ -115,6 +116,7 @@ __all__ = [
     "Quantifier",
     "Reduce",
     "Reference",
+    "Require",
     "Rounded",
     "Score",
     "Segment",
@@ -150,6 +152,7 @@ Node: TypeAlias = (
     | On
     | Dim
     | Layers
+    | Require
     | FnParam
 )
 
@@ -204,7 +207,9 @@ def children(node: Node) -> tuple[Node, ...]:
         case Param(type=kind, low=least, high=most, default=default):
             return tuple(x for x in (kind, least, most, default) if x is not None)
         case PatternDef(params=params, on=on, heads=heads, layers=layers, body=kept):
-            return (*params, *_some(on, heads, layers), kept)
+            return (*params, *_some(on, heads, layers), *node.requires, kept)
+        case Require(condition=condition):
+            return (condition,)
         case Score(params=params, on=on, heads=heads, body=built):
             return (*params, *_some(on, heads), built)
         case Attention(params=params, on=on, heads=heads, score=score, over=over):

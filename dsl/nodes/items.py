@@ -79,6 +79,15 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Require:
+    """``require window <= length else "the window must fit"``: a demand on the parameters."""
+
+    condition: Expr
+    message: str
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PatternDef:
     """``pattern p(w: int = 8) on image heads h: 4 = set``; ``doc``: the comment right above it."""
 
@@ -88,6 +97,7 @@ class PatternDef:
     body: Set
     on: On | None = None
     layers: Layers | None = None
+    requires: tuple[Require, ...] = ()
     doc: str = field(default="", compare=False)
     span: Span = span_field()
     name_span: Span = span_field()
