@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
-from attnc.dsl.limits import MixedOperators
+from attnc.dsl.limits import Refused
 from attnc.dsl.scanner import Token
 from attnc.dsl.source import Span
 
@@ -42,6 +42,34 @@ class Range:
     span: Span
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``any`` or ``count >= 3`` of a ``blocks``, on its way into the ``Rounded``."""
+
+    name: str
+    op: str | None
+    threshold: ast.Expr | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxArgument:
+    """``over: causal``, on its way into the ``Attention``."""
+
+    name: str
+    value: ast.Expr | ast.Set
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """``softmax(dot, over: causal)``, on its way into the ``Attention``."""
+
+    score: ast.Expr
+    arguments: tuple[SoftmaxArgument, ...]
+    span: Span
+
+
 class BuildAst:
     """One method a rule or alias of ``grammar.lark``."""
 
@@ -61,15 +89,38 @@ class BuildAst:
         return c[0]  # type: ignore[no-any-return]
 
     def pattern_item(self, c: Children) -> ast.PatternDef:
-        params: tuple[ast.Param, ...] = next((x for x in c if isinstance(x, tuple)), ())
-        heads = next((x for x in c if isinstance(x, ast.Heads)), None)
-        return ast.PatternDef(
-            name=c[1].name, params=params, heads=heads, body=c[-1], span=_span(c),
-            name_span=c[1].span,
-        )  # fmt: skip
+        layers = _only(c, ast.Layers, "layers")
+        return ast.PatternDef(**_header(c), layers=layers, body=c[-1])
 
-    def parameters(self, c: Children) -> tuple[ast.Param, ...]:
-        return tuple(x for x in c if isinstance(x, ast.Param))
+    def space_item(self, c: Children) -> ast.SpaceDef:
+        return ast.SpaceDef(name=c[1].name, space=c[3], span=_span(c))
+
+    def input_item(self, c: Children) -> ast.Input:
+        return c[0]  # type: ignore[no-any-return]
+
+    def fn_item(self, c: Children) -> ast.Fn:
+        params = tuple(x for x in c if isinstance(x, ast.FnParam))
+        return ast.Fn(name=c[1].name, params=params, body=c[-1], span=_span(c), name_span=c[1].span)
+
+    def score_item(self, c: Children) -> ast.Score:
+        return ast.Score(**_header(c), body=c[-1])
+
+    def attention_item(self, c: Children) -> ast.Attention:
+        softmax: Softmax = c[-1]
+        parts: dict[str, Any] = {}
+        for argument in softmax.arguments:
+            if argument.name in parts:
+                raise _twice(argument.name, argument.span)
+            parts[argument.name] = argument.value
+        if "over" not in parts:
+            raise _refused(
+                "ATT0101", softmax.span, "this `softmax` has no `over:`",
+                "say which pairs it is over: `softmax(dot, over: causal)`",
+            )  # fmt: skip
+        return ast.Attention(**_header(c), score=softmax.score, **parts)
+
+    def parameters(self, c: Children) -> tuple[ast.Param | ast.Input, ...]:
+        return tuple(x for x in c if isinstance(x, ast.Param | ast.Input))
 
     def parameter(self, c: Children) -> ast.Param:
         low = high = default = None
@@ -82,8 +133,33 @@ class BuildAst:
             name=c[0].name, type=c[2], low=low, high=high, default=default, span=_span(c)
         )
 
+    def fn_parameter(self, c: Children) -> ast.FnParam:
+        default = c[4] if len(c) > 3 else None
+        return ast.FnParam(name=c[0].name, type=c[2], default=default, span=_span(c))
+
+    def input(self, c: Children) -> ast.Input:
+        dims = tuple(x for x in c if isinstance(x, ast.Dim))
+        default = c[-1] if _is(c[-2], "=") else None
+        return ast.Input(name=c[1].name, type=c[3], dims=dims, default=default, span=_span(c))
+
+    def dim(self, c: Children) -> ast.Dim:
+        return ast.Dim(extent=None if _is(c[0], "*") else c[0], span=_span(c))
+
     def heads(self, c: Children) -> ast.Heads:
-        return ast.Heads(var=c[1].name, count=c[3], span=_span(c))
+        return ast.Heads(var=c[1].name, count=c[3], kv=_is(c[0], "kv_heads"), span=_span(c))
+
+    def layers(self, c: Children) -> ast.Layers:
+        return ast.Layers(var=c[1].name, count=c[3], span=_span(c))
+
+    def on(self, c: Children) -> ast.On:
+        return ast.On(query=c[1], key=c[3] if len(c) > 2 else None, span=_span(c))
+
+    def softmax(self, c: Children) -> Softmax:
+        arguments = tuple(x for x in c if isinstance(x, SoftmaxArgument))
+        return Softmax(c[2], arguments, _span(c))
+
+    def softmax_argument(self, c: Children) -> SoftmaxArgument:
+        return SoftmaxArgument(_token(c[0]).text, c[2], _span(c))
 
     def range_closed(self, c: Children) -> Range:
         return Range(c[0], c[2], _span(c))
@@ -97,12 +173,38 @@ class BuildAst:
     def scalar(self, c: Children) -> ast.Type:
         return ast.Type(kind=_token(c[0]).text, span=_span(c))  # type: ignore[arg-type]
 
+    input_type = scalar
+
     def list_type(self, c: Children) -> ast.Type:
         return ast.Type(kind="list", item=c[2], span=_span(c))
 
     def enum_type(self, c: Children) -> ast.Type:
         choices = tuple(x.name for x in c if isinstance(x, ast.Name))
         return ast.Type(kind="enum", choices=choices, span=_span(c))
+
+    # --------------------------------------------------------------------------------- spaces
+
+    def space(self, c: Children) -> ast.Space:
+        return ast.Space(segments=tuple(c[::2]), span=_span(c))
+
+    def segment(self, c: Children) -> ast.Segment:
+        grid = c[-1] if isinstance(c[-1], ast.Grid) else None
+        name = c[0].name if isinstance(c[0], ast.Name) else None
+        return ast.Segment(name=name, grid=grid, span=_span(c))
+
+    def family(self, c: Children) -> ast.Segment:
+        return ast.Segment(
+            name=c[0].name, grid=c[9], var=c[2].name, low=c[4], high=c[6], span=_span(c)
+        )
+
+    def grid(self, c: Children) -> ast.Grid:
+        axes = tuple(x for x in c if isinstance(x, ast.Axis))
+        shape = None if axes else c[3]
+        tile = c[-1] if _is(c[-2], "tiled") else None
+        return ast.Grid(axes=axes, shape=shape, tile=tile, span=_span(c))
+
+    def axis(self, c: Children) -> ast.Axis:
+        return ast.Axis(name=c[0].name, extent=c[-1], span=_span(c))
 
     # ----------------------------------------------------------------------------------- sets
 
@@ -126,10 +228,37 @@ class BuildAst:
         return ast.SetComplement(part=c[1], span=_span(c))
 
     def builder(self, c: Children) -> ast.Builder:
-        head = c[5].name if len(c) == 9 else None
+        names = [x.name for x in c if isinstance(x, ast.Name)]
+        places = {_token(c[i - 3]).text: x for i, x in enumerate(c) if _is_place(x)}
+        head = c[-4].name if _is(c[-5], ",") else None
         return ast.Builder(
-            query=c[1].name, key=c[3].name, head=head, predicate=c[-2], span=_span(c)
-        )
+            query=names[0], key=names[1], head=head, predicate=c[-2],
+            query_segment=places.get("{"), key_segment=places.get("->"), span=_span(c),
+        )  # fmt: skip
+
+    def place(self, c: Children) -> ast.SegmentName:
+        return ast.SegmentName(name=c[0].name, index=c[2] if len(c) > 1 else None, span=_span(c))
+
+    def union_over(self, c: Children) -> ast.UnionOver:
+        return ast.UnionOver(var=c[2].name, low=c[4], high=c[6], body=c[8], span=_span(c))
+
+    def rounded(self, c: Children) -> ast.Rounded:
+        rule: Rule = c[-2]
+        return ast.Rounded(
+            part=c[2], block_q=c[4], block_k=c[6] if len(c) > 8 else None,
+            rule=rule.name, op=rule.op, threshold=rule.threshold, span=_span(c),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def rule(self, c: Children) -> Rule:
+        if len(c) == 1:
+            return Rule(_token(c[0]).text, None, None, _span(c))
+        op = _token(c[1]).text
+        if op not in (">", ">="):
+            raise _refused(
+                "ATT0101", _span_of(c[1]), f"expected `>=` or `>`, found `{op}`",
+                "blocks are kept where enough pairs are: `count >= 8`, `density > 0.5`",
+            )  # fmt: skip
+        return Rule(_token(c[0]).text, op, c[2], _span(c))
 
     def set_if(self, c: Children) -> ast.SetIf:
         return ast.SetIf(condition=c[1], then=c[3], otherwise=c[5], span=_span(c))
@@ -137,6 +266,9 @@ class BuildAst:
     def reference(self, c: Children) -> ast.Reference:
         args = next((x for x in c if isinstance(x, tuple)), ())
         return ast.Reference(name=c[0].name, args=args, span=_span(c), name_span=c[0].span)
+
+    def set_index(self, c: Children) -> ast.SetIndex:
+        return ast.SetIndex(name=c[0].name, index=c[2], span=_span(c), name_span=c[0].span)
 
     def arguments(self, c: Children) -> tuple[ast.Argument, ...]:
         return tuple(c[::2])
@@ -164,6 +296,10 @@ class BuildAst:
         return ast.Compare(operands=tuple(c[::2]), ops=ops, span=_span(c))  # type: ignore[arg-type]
 
     value, value_conjunction, value_comparison = disjunction, conjunction, comparison
+
+    def pair_in(self, c: Children) -> ast.PairIn:
+        negated = _is(c[5], "not")
+        return ast.PairIn(query=c[1], key=c[3], pattern=c[-1], negated=negated, span=_span(c))
 
     def compare_sign(self, c: Children) -> str:
         return "not in" if len(c) == 2 else _token(c[0]).text
@@ -203,16 +339,30 @@ class BuildAst:
     def false(self, c: Children) -> ast.Bool:
         return ast.Bool(value=False, span=_span(c))
 
+    def attribute(self, c: Children) -> ast.Attribute:
+        return ast.Attribute(base=c[0].name, axis=c[2].name, span=_span(c))
+
     def call(self, c: Children) -> ast.Call:
+        arguments: tuple[ast.Argument, ...] = c[2] if len(c) > 3 else ()
         return ast.Call(
-            function=c[0].name, args=tuple(c[2:-1:2]), span=_span(c), name_span=c[0].span
-        )
+            function=c[0].name, args=tuple(x.value for x in arguments),
+            names=tuple(x.name for x in arguments), span=_span(c), name_span=c[0].span,
+        )  # fmt: skip
 
     def list_of(self, c: Children) -> ast.ListOf:
         return ast.ListOf(items=tuple(c[1:-1:2]), span=_span(c))
 
+    def list_for(self, c: Children) -> ast.ListFor:
+        return ast.ListFor(var=c[2].name, low=c[4], high=c[6], body=c[8], span=_span(c))
+
     def quantifier(self, c: Children) -> ast.Quantifier:
         return ast.Quantifier(
+            op=_token(c[0]).text, var=c[1].name, low=c[3], high=c[5], body=c[7],  # type: ignore[arg-type]
+            span=_span(c),
+        )  # fmt: skip
+
+    def reduce(self, c: Children) -> ast.Reduce:
+        return ast.Reduce(
             op=_token(c[0]).text, var=c[1].name, low=c[3], high=c[5], body=c[7],  # type: ignore[arg-type]
             span=_span(c),
         )  # fmt: skip
@@ -288,12 +438,39 @@ def _bare_intersection(node: ast.Set) -> bool:
     return isinstance(node, ast.SetIntersection) and node.span.start == node.parts[0].span.start
 
 
-def _mixed(c: Children, other: str) -> MixedOperators:
-    return MixedOperators(
-        Diagnostic(
-            code="ATT0108", span=_span(c),
-            message=f"`-` and `{other}` stand side by side without parentheses",
-            notes=("readers disagree on which comes first, and the sets can differ",),
-            help="put parentheses around the part that comes first",
-        )
-    )
+def _mixed(c: Children, other: str) -> Refused:
+    return _refused(
+        "ATT0108", _span(c), f"`-` and `{other}` stand side by side without parentheses",
+        "put parentheses around the part that comes first",
+        "readers disagree on which comes first, and the sets can differ",
+    )  # fmt: skip
+
+
+def _twice(name: str, span: Span) -> Refused:
+    return _refused("ATT0116", span, f"`{name}` is given twice", "remove one of the two")
+
+
+def _refused(code: str, span: Span, message: str, fix: str, *notes: str) -> Refused:
+    return Refused(Diagnostic(code=code, message=message, span=span, help=fix, notes=notes))
+
+
+def _only(c: Children, kind: type[Any], name: str) -> Any:
+    """Return the one clause of a kind, or None. Raises: Refused where there are two."""
+    found = [x for x in c if isinstance(x, kind)]
+    if len(found) > 1:
+        raise _twice(name, found[1].span)
+    return found[0] if found else None
+
+
+def _header(c: Children) -> dict[str, Any]:
+    """Return what a pattern, a score and an attention have in common, by field."""
+    params = next((x for x in c if isinstance(x, tuple)), ())
+    on, heads = _only(c, ast.On, "on"), _only(c, ast.Heads, "heads")
+    return {
+        "name": c[1].name, "params": params, "on": on, "heads": heads, "span": _span(c),
+        "name_span": c[1].span,
+    }  # fmt: skip
+
+
+def _is_place(child: Any) -> bool:
+    return isinstance(child, ast.SegmentName)

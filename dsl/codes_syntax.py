@@ -15,8 +15,9 @@ SYNTAX_CODES: tuple[Code, ...] = (
     Code(
         "ATT0101", "something else was expected here",
         "The text does not follow the grammar: another word or sign must stand here.",
-        "A file is a list of items (`import`, `param`, `heads`, `pattern`); after an error the "
-        "rest of the item is skipped, and the next one is read as usual.",
+        "A file is a list of items (`import`, `param`, `heads`, `pattern`, `space`, `input`, `fn`, "
+        "`score`, `attention`); after an error the rest of the item is skipped, and the next one "
+        "is read as usual.",
         "pattern p = { q - k : k <= q }",
         "pattern p = { q -> k : k <= q }",
     ),
@@ -59,10 +60,9 @@ SYNTAX_CODES: tuple[Code, ...] = (
     ),
     Code(
         "ATT0107", "an item of a later release",
-        "`space`, `input`, `route`, `score` and `attention` start items that this release does not "
-        "have.",
-        "The language reserves them, so that files written now keep their meaning.",
-        "input doc: int[n]\npattern p = causal",
+        "`route` starts an item that this release does not have.",
+        "The language reserves it, so that files written now keep their meaning.",
+        "route near = causal",
         "pattern p = causal & block_local(block: 64)",
     ),
     Code(
@@ -89,8 +89,8 @@ SYNTAX_CODES: tuple[Code, ...] = (
     ),
     Code(
         "ATT0111", "no item starts with this word",
-        "A file is a list of items, and an item starts with `import`, `param`, `heads` or "
-        "`pattern`.",
+        "A file is a list of items, and an item starts with `import`, `param`, `heads`, "
+        "`pattern`, `space`, `input`, `fn`, `score` or `attention`.",
         "A line that starts at the margin with two words is read as the start of an item.",
         "patern p = causal",
         "pattern p = causal",
@@ -124,5 +124,13 @@ SYNTAX_CODES: tuple[Code, ...] = (
         "There are no exponents, no hexadecimal digits and no units; `0.25` is exactly 1/4.",
         "param w: int = 1e5\npattern p = { q -> k : q - k < w }",
         "param w: int = 100_000\npattern p = { q -> k : q - k < w }",
+    ),
+    Code(
+        "ATT0116", "a part that is given twice",
+        "A pattern has each clause (`on`, `heads` or `kv_heads`, `layers`) at most once, and a "
+        "`softmax` each of `over:`, `sink:` and `scale:`.",
+        "Two spaces or two counts of heads contradict each other.",
+        "pattern p heads h: 4 heads g: 8 = causal",
+        "pattern p heads h: 4 = causal",
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.scanner import RESERVED, Token
 from attnc.dsl.suggest import closest
+from attnc.dsl.words import ITEM_WORDS, LATER_WORDS
 
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
@@ -54,13 +55,15 @@ def unexpected(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> Dia
     return Diagnostic(code=code, message=message, span=span, help=fix)
 
 
-def unknown_item(token: Token, items: Sequence[str], later: Sequence[str]) -> Diagnostic:
+def unknown_item(token: Token) -> Diagnostic:
     """Return the diagnostic for a token that starts no item."""
-    near = closest(token.text, (*items, *later)) if token.kind == "word" else None
+    near = closest(token.text, (*ITEM_WORDS, *LATER_WORDS)) if token.kind == "word" else None
+    items = ", ".join(f"`{word}`" for word in ITEM_WORDS)
     return Diagnostic(
         code="ATT0111", span=token.span,
-        message=f"expected `pattern`, `param`, `heads` or `import`, found `{_short(token.text)}`",
-        help=f"did you mean `{near}`?" if near else "a file is a list of these items",
+        message=f"expected an item, found `{_short(token.text)}`",
+        notes=(f"an item starts with one of {items}",),
+        help=f"did you mean `{near}`?" if near else "a file is a list of items",
     )  # fmt: skip
 
 

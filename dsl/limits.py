@@ -23,8 +23,8 @@ _FRAMES = 10_000
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-class MixedOperators(Exception):
-    """Carries the diagnostic of set operators that need parentheses out of the LALR parser."""
+class Refused(Exception):
+    """Carries the diagnostic of what the grammar takes and the language refuses out of a parser."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         self.diagnostic = diagnostic

@@ -12,13 +12,20 @@ from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.lalr import END, Machine, Rejected, load_table
 from attnc.dsl.scanner import RESERVED, Token, scan
 from attnc.dsl.source import Source
+from attnc.dsl.words import (
+    CLAUSE_WORDS,
+    COMPARISONS,
+    ITEM_WORDS,
+    LATER_WORDS,
+    is_name,
+    meant,
+    starts_rule,
+)
 
 MAX_ERRORS = 20
-ITEM_WORDS = ("param", "heads", "pattern", "import")
-LATER_WORDS = ("space", "input", "route", "score", "attention")
 
 _NOT_AFTER_A_NAME = ("if", "let", "exists", "forall", "true", "false")
-_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+_PAIRS = (("one", "of"), ("union", "over"))
 
 
 def parse(source: Source) -> tuple[ast.File | None, tuple[Diagnostic, ...]]:
@@ -89,19 +96,19 @@ def _significant(tokens: Sequence[Token]) -> list[Token]:
 def split_items(tokens: Sequence[Token]) -> list[list[Token]]:
     """Cut the tokens where an item starts; every chunk ends with the token after it.
 
-    Two words side by side occur at the start of an item and nowhere inside one (but for `one of`
-    and the `heads` clause), so a cut needs no parsing and survives an unclosed bracket.
+    Two words side by side occur at the start of an item and nearly nowhere inside one (`one of`,
+    `sum i`, the clauses of a pattern), so a cut needs no parsing and survives an unclosed bracket.
     """
     significant = _significant(tokens)
     if len(significant) == 1:
         return []
     starts = [0]
-    head_open, depth = False, 0  # head_open: in a pattern, before its `=`
+    head_open, depth = False, 0  # head_open: in a pattern or the like, before its `=`
     for i, token in enumerate(significant[:-1]):
         if i == 0 or _starts_item(significant, i, head_open, depth):
             if i > 0:
                 starts.append(i)
-            head_open, depth = token.text == "pattern", 0
+            head_open, depth = token.text in ("pattern", "score", "attention"), 0
         if token.kind == "sign":
             if token.text in "([{":
                 depth += 1
@@ -115,20 +122,22 @@ def split_items(tokens: Sequence[Token]) -> list[list[Token]]:
 
 def _starts_item(tokens: Sequence[Token], i: int, head_open: bool, depth: int) -> bool:
     token, after = tokens[i], tokens[i + 1]
-    if token.kind != "word" or not token.first or token.text in RESERVED:
-        return False
-    if token.text == "heads" and head_open and depth == 0:
+    if not token.first or not is_name(token):
         return False
     margin = token.span.column == 1
+    if head_open and depth == 0 and token.text in CLAUSE_WORDS:
+        return False
+    if head_open and depth > 0 and token.text == "input" and not margin:
+        return False
     if token.text in ITEM_WORDS and margin and not after.first:
         # `pattern = ...`, `heads : 4`, `param if: int`: an item whose name is missing or refused.
         if after.text == ":" and depth == 0:
             return True
         if after.text in ("=", *_NOT_AFTER_A_NAME) and tokens[i - 1].text != "let":
             return True
-    if after.kind != "word" or after.first or after.text in RESERVED:
+    if not is_name(after) or after.first or (token.text, after.text) in _PAIRS:
         return False
-    if (token.text, after.text) == ("one", "of"):
+    if token.text in ("sum", "count", "for") and meant(tokens, i):
         return False
     return token.text in ITEM_WORDS or margin
 
@@ -143,20 +152,19 @@ def _parse_item(chunk: list[Token]) -> ast.Item | Diagnostic | None:
         return Diagnostic(
             code="ATT0107", span=first.span,
             message=f"`{first.text}` belongs to a later release of the language",
-            notes=("this release reads `pattern`, `param`, `heads` and `import`",),
             help="write the set of pairs by formula: `pattern p = { q -> k : ... }`",
         )  # fmt: skip
-    return expected.unknown_item(first, ITEM_WORDS, LATER_WORDS)
+    return expected.unknown_item(first)
 
 
 def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]:
-    """Give each pattern the comment block that ends on the line right above it."""
+    """Give each definition the comment block that ends on the line right above it."""
     from dataclasses import replace
 
     comments = {t.span.line: t.text for t in tokens if t.kind == "comment" and t.first}
     result: list[ast.Item] = []
     for item in items:
-        if isinstance(item, ast.PatternDef):
+        if isinstance(item, ast.PatternDef | ast.Fn | ast.Score | ast.Attention):
             line, block = item.span.line - 1, list[str]()
             while line in comments:
                 block.append(comments[line].lstrip("#").removeprefix(" ").rstrip())
@@ -169,7 +177,7 @@ def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]
 # --------------------------------------------------------------------------------------- LALR
 
 
-_COMPARISON_TERMINALS = {sign: "COMPARE" for sign in _COMPARISONS}
+_COMPARISON_TERMINALS = {sign: "COMPARE" for sign in COMPARISONS}
 
 
 def _run(chunk: Sequence[Token], start: str) -> Any:
@@ -185,8 +193,8 @@ def _run(chunk: Sequence[Token], start: str) -> Any:
         node = machine.feed(END, Terminal(END, chunk[at]))
     except Rejected:
         return expected.unexpected(chunk, at, _accepted_before(chunk, at, start, words))
-    except limits.MixedOperators as mixed:
-        return mixed.diagnostic
+    except limits.Refused as refused:
+        return refused.diagnostic
     too_deep = limits.check_depth(node)
     return node if too_deep is None else too_deep
 
@@ -201,15 +209,27 @@ def _terminal(chunk: Sequence[Token], at: int, words: dict[str, str], accepted: 
             return "STRING"
         case "word":
             keyword = words.get(token.text)
-            if keyword is not None and (token.text in RESERVED or keyword in accepted):
+            if keyword is None or token.text in RESERVED:
+                return keyword or "NAME"
+            if keyword not in accepted:
+                return "NAME"
+            if "NAME" not in accepted or meant(chunk, at):
                 return keyword
-            return "NAME"
+            return keyword if "ANY" in accepted and starts_rule(chunk, at) else "NAME"
         case _:
-            # A comma before `name :` starts the next parameter or argument, so that the choices
-            # in `one of a, b, width: int` end where they should with one token of lookahead.
-            if token.text == "," and at + 2 < len(chunk) and chunk[at + 2].text == ":":
-                return "SEP"
-            return words[token.text]
+            return "SEP" if _parts_two(chunk, at) else words[token.text]
+
+
+def _parts_two(chunk: Sequence[Token], at: int) -> bool:
+    """Whether a comma stands before ``name :``, so before the next parameter or argument.
+
+    The choices in ``one of a, b, width: int`` then end where they should, with one token of
+    lookahead.
+    """
+    if chunk[at].text != ",":
+        return False
+    at += chunk[at + 1].text == "input" and is_name(chunk[min(at + 2, len(chunk) - 1)])
+    return at + 2 < len(chunk) and chunk[at + 2].text == ":"
 
 
 def _accepted_before(

@@ -41,7 +41,7 @@ _HABITS = {
     "\u2192": "`->`", "\u2208": "`in`", "\u222a": "`|`", "\u2229": "`&`", "\u2203": "`exists`",
     "\u2200": "`forall`", "'": 'double quotes, `"`',
     "\u201c": 'a straight quote, `"`', "\u201d": 'a straight quote, `"`',
-    ".": "a name without a dot", "\u00a0": "an ordinary space",
+    "\u00a0": "an ordinary space",
 }  # fmt: skip
 
 _TOKEN = re.compile(
@@ -53,7 +53,7 @@ _TOKEN = re.compile(
       | (?P<number>[0-9][0-9_]*(?:\.[0-9][0-9_]*)?)
       | (?P<word>[^\W\d][\w\u0300-\u036f]*)
       | (?P<habit>===|//|&&|\|\||<>|=>|:=)
-      | (?P<sign>->|\*\*|\.\.|==|!=|<=|>=|[<>+\-*/()\[\]{}:,=|&~])
+      | (?P<sign>->|\*\*|\.\.|\+\+|==|!=|<=|>=|[<>+\-*/()\[\]{}:,=|&~.])
       | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )

@@ -7,8 +7,8 @@ from fractions import Fraction
 from hypothesis import strategies as st
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.parser import ITEM_WORDS, LATER_WORDS
 from attnc.dsl.scanner import RESERVED
+from attnc.dsl.words import ITEM_WORDS, LATER_WORDS
 
 # ------------------------------------------------------------------- well-typed pattern texts
 
