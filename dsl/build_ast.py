@@ -90,7 +90,8 @@ class BuildAst:
 
     def pattern_item(self, c: Children) -> ast.PatternDef:
         layers = _only(c, ast.Layers, "layers")
-        return ast.PatternDef(**_header(c), layers=layers, body=c[-1])
+        requires = tuple(x for x in c if isinstance(x, ast.Require))
+        return ast.PatternDef(**_header(c), layers=layers, requires=requires, body=c[-1])
 
     def space_item(self, c: Children) -> ast.SpaceDef:
         return ast.SpaceDef(name=c[1].name, space=c[3], span=_span(c))
@@ -150,6 +151,9 @@ class BuildAst:
 
     def layers(self, c: Children) -> ast.Layers:
         return ast.Layers(var=c[1].name, count=c[3], span=_span(c))
+
+    def require(self, c: Children) -> ast.Require:
+        return ast.Require(condition=c[1], message=_token(c[3]).text[1:-1], span=_span(c))
 
     def on(self, c: Children) -> ast.On:
         return ast.On(query=c[1], key=c[3] if len(c) > 2 else None, span=_span(c))

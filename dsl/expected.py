@@ -29,7 +29,7 @@ _WORDS = {
     "COMMA": "`,`", "COMPARE": "a comparison", "EQUAL": "`=`", "COLON": "`:`", "LPAR": "`(`",
     "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`", "VBAR": "`|`",
     "AMPERSAND": "`&`", "MINUS": "`-`", "PLUS": "`+`", "STAR": "`*`", "SLASH": "`/`",
-    "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`",
+    "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`", "CONCAT": "`++`", "DOT": "`.`",
     "$END": "the end of this item",
 }  # fmt: skip
 _NO_NAMES = "the arguments of a function, and the items of a list, have no names"

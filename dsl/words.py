@@ -10,7 +10,7 @@ ITEM_WORDS = (
     "pattern", "param", "heads", "kv_heads", "space", "input", "fn", "score", "attention", "import",
 )  # fmt: skip
 LATER_WORDS = ("route",)
-CLAUSE_WORDS = ("on", "heads", "kv_heads", "layers")
+CLAUSE_WORDS = ("on", "heads", "kv_heads", "layers", "require")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
