@@ -6,10 +6,15 @@ Sides broadcast as in NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attnc.compiler.ir import expr as ex
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,13 @@ class ArrayConst:
 
 
 @dataclass(frozen=True, slots=True)
+class ArrayNumber:
+    """A number known at the call: an expression of lengths, scalar inputs, extents and sizes."""
+
+    part: ex.IntExpr
+
+
+@dataclass(frozen=True, slots=True)
 class ArrayOp:
     """Element by element; ``div`` and ``mod`` floor, ``not`` has one part."""
 
@@ -37,7 +49,14 @@ class ArrayOp:
 
 
 Transform = Literal[
-    "next_where", "prefix_sum", "differences", "repeat", "khop", "merge_ranges", "members"
+    "next_where",
+    "prefix_sum",
+    "differences",
+    "repeat",
+    "khop",
+    "merge_ranges",
+    "members",
+    "transpose",
 ]
 
 
@@ -67,4 +86,135 @@ class BlockCount:
     density: bool
 
 
-ArrayExpr: TypeAlias = ArrayInput | ArrayConst | ArrayOp | ArrayCall | BlockCount
+ArrayExpr: TypeAlias = ArrayInput | ArrayConst | ArrayNumber | ArrayOp | ArrayCall | BlockCount
+
+
+def children(expr: ArrayExpr) -> tuple[ArrayExpr, ...]:
+    """Return the direct sub-expressions, in order."""
+    match expr:
+        case ArrayOp(_, parts) | ArrayCall(_, parts):
+            return parts
+        case _:
+            return ()
+
+
+def walk(expr: ArrayExpr) -> Iterator[ArrayExpr]:
+    """Yield the formula and all below it, parents first."""
+    yield expr
+    for child in children(expr):
+        yield from walk(child)
+
+
+def needs(expr: ArrayExpr) -> frozenset[str]:
+    """Return the names of the inputs, numbers and extents a formula is computed from."""
+    found: set[str] = set()
+    for node in walk(expr):
+        match node:
+            case ArrayInput(name):
+                found.add(name)
+            case ArrayNumber(part):
+                found.update(r.name for r in ex.reads(part))
+            case BlockCount():
+                found.update(r.name for r in ex.reads(node.predicate))
+            case _:
+                pass
+    return frozenset(found)
+
+
+def evaluate(
+    expr: ArrayExpr, values: Mapping[str, int], inputs: Mapping[str, Any], heads: int = 1
+) -> Any:
+    """Evaluate by NumPy. ``values`` has ``nq`` and ``nk``; ``inputs`` all that ``needs`` names."""
+    import numpy as np
+
+    from attnc.compiler.transforms import TRANSFORMS
+
+    def go(e: ArrayExpr) -> Any:
+        match e:
+            case ArrayInput(name):
+                return np.asarray(inputs[name])
+            case ArrayConst(value):
+                return np.int64(value)
+            case ArrayNumber(part):
+                return np.int64(ex.evaluate(part, values, inputs))
+            case ArrayOp("not", (part,)):
+                return np.logical_not(go(part))
+            case ArrayOp(op, parts):
+                total = go(parts[0])
+                for part in parts[1:]:
+                    total = _NUMPY[op](total, go(part))
+                return total
+            case ArrayCall(function, args):
+                return TRANSFORMS[function](*map(go, args))
+            case BlockCount():
+                return _block_count(e, values, inputs, heads)
+
+    return go(expr)
+
+
+_NUMPY: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "div": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "and": lambda a, b: (a != 0) & (b != 0),
+    "or": lambda a, b: (a != 0) | (b != 0),
+}
+
+
+def _block_count(
+    count: BlockCount, values: Mapping[str, int], inputs: Mapping[str, Any], heads: int
+) -> NDArray[np.bool_]:
+    """Count one row of blocks at a time. Shape: ``[heads, rows, columns]``."""
+    import numpy as np
+
+    nq, nk = int(values["nq"]), int(values["nk"])
+    rows, columns = -(-nq // count.block_q), -(-nk // count.block_k)
+    found = np.zeros((heads, rows, columns), dtype=bool)
+    head = np.arange(heads, dtype=np.int64)[:, None, None]
+    k = np.arange(nk, dtype=np.int64)[None, None, :]
+    starts = np.arange(0, nk, count.block_k)
+    for row in range(rows if columns else 0):
+        q = np.arange(row * count.block_q, min((row + 1) * count.block_q, nq))[None, :, None]
+        scope = {**values, "q": q, "k": k, "h": head}
+        kept = np.broadcast_to(
+            ex.evaluate(count.predicate, scope, inputs), (heads, q.size, nk)
+        )
+        pairs = np.add.reduceat(kept.sum(axis=1), starts, axis=-1)
+        existing = q.size * np.diff(np.append(starts, nk))
+        least = count.threshold * (existing if count.density else 1)
+        share = pairs * count.denominator
+        found[:, row] = share > least if count.op == ">" else share >= least
+    return found
+
+
+def show(expr: ArrayExpr) -> str:
+    """Return a formula in the syntax of the language."""
+    match expr:
+        case ArrayInput(name):
+            return name
+        case ArrayConst(value):
+            return str(value)
+        case ArrayNumber(part):
+            return f"number({ex.show(part)})"
+        case ArrayOp("not", (part,)):
+            return f"not ({show(part)})"
+        case ArrayOp(op, parts):
+            return f"({f' {op} '.join(map(show, parts))})"
+        case ArrayCall(function, args):
+            return f"{function}({', '.join(map(show, args))})"
+        case BlockCount():
+            rule = "density" if expr.density else "count"
+            limit = str(expr.threshold)
+            limit += f" / {expr.denominator}" if expr.denominator != 1 else ""
+            return (
+                f"blocks({{ q -> k : {ex.show(expr.predicate)} }}, {expr.block_q}, {expr.block_k},"
+                f" {rule} {expr.op} {limit})"
+            )

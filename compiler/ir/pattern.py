@@ -6,11 +6,14 @@ relative to the legal pairs ``0 <= q < nq, 0 <= k < nk, 0 <= h < heads``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.arrays import ArrayExpr
 from attnc.compiler.ir.score import RealExpr
 
@@ -65,6 +68,7 @@ class Grid:
     """A stretch of tokens with coordinates, row-major, the last axis fastest.
 
     ``extents`` are constants, expressions of ``nq`` and ``nk``, or reads of symbolic extents.
+    ``axes`` is empty where the coordinates have numbers only. ``name`` is "" where none was given.
     ``tile``: the tokens stand tile by tile instead (one side for each axis).
     """
 
@@ -73,6 +77,14 @@ class Grid:
     extents: tuple[ex.IntExpr, ...]
     tile: tuple[int, ...] | None = None
 
+    @property
+    def length(self) -> ex.IntExpr:
+        """How many tokens it has."""
+        length: ex.IntExpr = ex.ONE
+        for extent in self.extents:
+            length = ex.mul(length, extent)
+        return length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
@@ -80,10 +92,18 @@ class Space:
 
     segments: tuple[Grid, ...]
 
+    @property
+    def length(self) -> ex.IntExpr:
+        """How many tokens all segments have."""
+        return ex.add(*(segment.length for segment in self.segments))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """A run-time tensor: its element kind, its sides (None: as long as it is) and its formula.
+
+    A side that is a number read by a name of its own, no input and no extent (``Read("rows")``),
+    defines that number: a *size*.
 
     ``formula`` None: given at the call, also with a batch dimension in front; otherwise computed
     from other inputs, by the host on the device of q.
@@ -129,16 +149,100 @@ class Pattern:
         """The whole body as one predicate."""
         return predicate(self.body)
 
-    def mask(self, nq: int, nk: int) -> NDArray[np.bool_]:
-        """Evaluate to the dense mask. Shape: ``[heads or 1, nq, nk]``. This defines the IR."""
+    @property
+    def lengths(self) -> tuple[int | None, int | None]:
+        """How many queries and keys there always are, None where the call decides."""
+        found = (None if s is None else s.length for s in (self.query_space, self.key_space))
+        q, k = (length.value if isinstance(length, ex.Const) else None for length in found)
+        return q, k
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The numbers that sides of inputs define, in the order they appear."""
+        taken = {*self.extents, *(i.name for i in self.inputs)}
+        sides = (side for i in self.inputs for side in i.dims)
+        named = (s.name for s in sides if isinstance(s, ex.Read) and not s.index)
+        return tuple(dict.fromkeys(name for name in named if name not in taken))
+
+    @property
+    def is_static(self) -> bool:
+        """Whether isl can hold the mask: it reads nothing and is linear."""
+        return ex.is_static(self.predicate)
+
+    def given(
+        self,
+        nq: int,
+        nk: int,
+        inputs: Mapping[str, Any] | None = None,
+        extents: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """Return everything that expressions read: inputs, computed ones, extents and sizes."""
         import numpy as np
 
-        q = np.arange(nq, dtype=np.int64)[None, :, None]
-        k = np.arange(nk, dtype=np.int64)[None, None, :]
+        known: dict[str, Any] = {**(inputs or {}), **(extents or {})}
+        sizes = self.sizes
+        for one in self.inputs:
+            if one.name not in known and one.formula is not None:
+                values = {"nq": nq, "nk": nk}
+                known[one.name] = ar.evaluate(one.formula, values, known, self.heads or 1)
+            if one.name in known:
+                sides = np.shape(known[one.name])
+                for side, extent in zip(sides, one.dims, strict=False):
+                    if isinstance(extent, ex.Read) and extent.name in sizes:
+                        known.setdefault(extent.name, side)
+        return known
+
+    def mask(
+        self,
+        nq: int,
+        nk: int,
+        inputs: Mapping[str, Any] | None = None,
+        extents: Mapping[str, int] | None = None,
+    ) -> NDArray[np.bool_]:
+        """Evaluate to the dense mask. Shape: ``[heads or 1, nq, nk]``. This defines the IR.
+
+        ``inputs`` are tensors without a batch dimension, and numbers, by name.
+        Raises: ValueError if an input that is read is missing.
+        """
+        import numpy as np
+
+        scope, shape = self._scope(nq, nk)
+        kept = ex.evaluate(self.predicate, scope, self.given(nq, nk, inputs, extents))
+        return np.broadcast_to(np.asarray(kept, dtype=bool), shape).copy()
+
+    def scores(
+        self,
+        nq: int,
+        nk: int,
+        inputs: Mapping[str, Any] | None = None,
+        extents: Mapping[str, int] | None = None,
+        dot: Any = 0.0,
+    ) -> NDArray[np.float64]:
+        """Evaluate what the softmax runs over, before the mask; ``dot`` is the scaled product.
+
+        Shape: ``[heads or 1, nq, nk]``, float64; one for each head where ``dot`` has a head axis.
+        """
+        import numpy as np
+
+        scope, shape = self._scope(nq, nk)
+        score = self.score if self.score is not None else sc.Dot()
+        found = np.asarray(
+            sc.evaluate(score, scope, self.given(nq, nk, inputs, extents), dot), dtype=np.float64
+        )
+        return np.broadcast_to(found, np.broadcast_shapes(found.shape, shape)).copy()
+
+    def _scope(self, nq: int, nk: int) -> tuple[dict[str, Any], tuple[int, int, int]]:
+        import numpy as np
+
         heads = self.heads or 1
-        h = np.arange(heads, dtype=np.int64)[:, None, None]
-        kept = ex.evaluate(self.predicate, {"q": q, "k": k, "h": h, "nq": nq, "nk": nk})
-        return np.broadcast_to(np.asarray(kept, dtype=bool), (heads, nq, nk)).copy()
+        scope = {
+            "q": np.arange(nq, dtype=np.int64)[None, :, None],
+            "k": np.arange(nk, dtype=np.int64)[None, None, :],
+            "h": np.arange(heads, dtype=np.int64)[:, None, None],
+            "nq": nq,
+            "nk": nk,
+        }
+        return scope, (heads, nq, nk)
 
 
 def predicate(node: Node) -> ex.BoolExpr:

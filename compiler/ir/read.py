@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
+from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.read_expr import (
+    formula,
+    integer,
+    integer_of,
+    number_of,
+    predicate,
+    score,
+    truth_of,
+)
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import CompileError
-from attnc.dsl.parser import parse, parse_expression
+from attnc.dsl.parser import parse
 from attnc.dsl.source import Source
 
 _INTERVAL = re.compile(r"kb in (?P<first>.*) \.\. (?P<last>.*)")
@@ -63,26 +74,121 @@ def _tiles(text: str) -> Progression:
     )
 
 
+_HEAD = re.compile(r"pattern (\S+)(?: (kv_heads|heads) h: (\d+))?")
+
+
 def _pattern(lines: list[str]) -> pat.Pattern:
-    head = re.fullmatch(r"pattern (\S+)(?: heads h: (\d+))?", lines[0]) if lines else None
+    head = _HEAD.fullmatch(lines[0]) if lines else None
     if head is None or not lines[-1].startswith("  keep "):
         raise ValueError("a pattern starts with `pattern NAME` and ends with `keep SET`")
-    split = (line.strip()[len("param ") :].partition(" = ") for line in lines[1:-1])
-    params = tuple((name, value) for name, _, value in split)
-    source = Source("<ir>", f"pattern p = {lines[-1][len('  keep ') :]}\n")
-    file, diagnostics = parse(source)
+    facts: dict[str, list[str]] = {}
+    for line in lines[1:]:
+        word, _, rest = line.strip().partition(" ")
+        facts.setdefault(word, []).append(rest)
+    unknown = facts.keys() - {
+        "queries", "keys", "extent", "input", "param", "score", "sink", "scale", "keep",
+    }  # fmt: skip
+    if unknown:
+        raise ValueError(f"not a line of a pattern: {sorted(unknown)}")
+
+    def only(word: str) -> str | None:
+        return facts[word][0] if word in facts else None
+
+    queries, keys = only("queries"), only("keys")
+    scores, sink, scale = only("score"), only("sink"), only("scale")
+    split = (line.partition(" = ") for line in facts.get("param", ()))
+    return pat.Pattern(
+        name=head[1],
+        heads=int(head[3]) if head[3] else None,
+        body=_set(facts["keep"][0]),
+        kv_heads=head[2] == "kv_heads",
+        query_space=None if queries is None else _space(queries),
+        key_space=None if keys is None else _space(keys),
+        extents=tuple(facts.get("extent", ())),
+        inputs=tuple(map(_input, facts.get("input", ()))),
+        score=None if scores is None else score(scores),
+        sink=None if sink is None else score(sink),
+        scale=None if scale is None else Fraction(scale),
+        params=tuple((name, value) for name, _, value in split),
+    )
+
+
+def _item(text: str) -> ast.Item:
+    file, diagnostics = parse(Source("<ir>", f"{text}\n"))
     if file is None or diagnostics:
         raise CompileError(diagnostics)
-    item = file.items[0]
+    return file.items[0]
+
+
+def _set(text: str) -> pat.Node:
+    item = _item(f"pattern p = {text}")
     assert isinstance(item, ast.PatternDef)
-    heads = int(head[2]) if head[2] else None
-    return pat.Pattern(name=head[1], heads=heads, body=_node(item.body), params=params)
+    return _node(item.body)
+
+
+def _space(text: str) -> pat.Space:
+    item = _item(f"space s = {text}")
+    assert isinstance(item, ast.SpaceDef)
+    return pat.Space(segments=tuple(_grid(segment) for segment in item.space.segments))
+
+
+def _grid(segment: ast.Segment) -> pat.Grid:
+    grid = segment.grid
+    if grid is None:
+        raise ValueError(f"IR text holds no references to spaces: {segment.name}")
+    listed = grid.shape
+    extents = listed.items if isinstance(listed, ast.ListOf) else [a.extent for a in grid.axes]
+    tile = grid.tile.items if isinstance(grid.tile, ast.ListOf) else None
+    return pat.Grid(
+        name=segment.name or "",
+        axes=tuple(axis.name for axis in grid.axes),
+        extents=tuple(map(integer_of, extents)),
+        tile=None if tile is None else tuple(map(number_of, tile)),
+    )
+
+
+def _input(text: str) -> pat.Input:
+    declared, _, computed = text.partition(" = ")
+    item = _item(f"input {declared}")
+    assert isinstance(item, ast.Input)
+    kind = item.type.kind
+    assert kind in ("int", "bool", "real")
+    return pat.Input(
+        name=item.name,
+        kind=kind,
+        dims=tuple(None if d.extent is None else integer_of(d.extent) for d in item.dims),
+        formula=_formula(computed) if computed else None,
+    )
+
+
+def _formula(text: str) -> ar.ArrayExpr:
+    if not text.startswith("blocks("):
+        return formula(text)
+    item = _item(f"pattern p = {text}")
+    assert isinstance(item, ast.PatternDef)
+    rounded = item.body
+    assert isinstance(rounded, ast.Rounded)
+    where = _node(rounded.part)
+    match rounded.threshold:
+        case ast.Binary(op="/", left=left, right=right):
+            threshold, denominator = number_of(left), number_of(right)
+        case node:
+            assert node is not None
+            threshold, denominator = number_of(node), 1
+    assert isinstance(where, pat.Where)
+    assert rounded.block_k is not None
+    assert rounded.op is not None
+    return ar.BlockCount(
+        predicate=where.predicate, block_q=number_of(rounded.block_q),
+        block_k=number_of(rounded.block_k), op=rounded.op, threshold=threshold,
+        denominator=denominator, density=rounded.rule == "density",
+    )  # fmt: skip
 
 
 def _node(node: ast.Set) -> pat.Node:
     match node:
         case ast.Builder():
-            return pat.Where(_bool(node.predicate))
+            return pat.Where(truth_of(node.predicate))
         case ast.SetUnion():
             return pat.Union(tuple(map(_node, node.parts)))
         case ast.SetIntersection():
@@ -93,66 +199,3 @@ def _node(node: ast.Set) -> pat.Node:
             return pat.Complement(_node(node.part))
         case _:
             raise ValueError("IR text holds no references and no conditionals between sets")
-
-
-def integer(text: str) -> ex.IntExpr:
-    """Parse an integer expression over variables."""
-    return _int(parse_expression(text))
-
-
-def predicate(text: str) -> ex.BoolExpr:
-    """Parse a predicate over variables."""
-    return _bool(parse_expression(text))
-
-
-def _int(node: ast.Expr) -> ex.IntExpr:
-    match node:
-        case ast.Number():
-            return ex.Const(int(node.value))
-        case ast.Name():
-            return ex.Var(node.name)
-        case ast.Unary(op="-"):
-            return ex.scale(-1, _int(node.operand))
-        case ast.Binary(op="+"):
-            return ex.add(_int(node.left), _int(node.right))
-        case ast.Binary(op="-"):
-            return ex.sub(_int(node.left), _int(node.right))
-        case ast.Binary(op="*", left=ast.Number() | ast.Unary()):
-            factor = _int(node.left)
-            assert isinstance(factor, ex.Const)
-            return ex.scale(factor.value, _int(node.right))
-        case ast.Binary(op="div", right=ast.Number(value=divisor)):
-            return ex.floordiv(_int(node.left), int(divisor))
-        case ast.Binary(op="mod", right=ast.Number(value=divisor)):
-            return ex.mod(_int(node.left), int(divisor))
-        case ast.Call(function="min" | "max" | "abs"):
-            args = [_int(a) for a in node.args]
-            if node.function == "abs":
-                return ex.absolute(args[0])
-            return (ex.minimum if node.function == "min" else ex.maximum)(*args)
-        case ast.IfExpr():
-            return ex.select(_bool(node.condition), _int(node.then), _int(node.otherwise))
-        case _:
-            raise ValueError(f"not an integer expression of the IR: {node}")
-
-
-def _bool(node: ast.Expr) -> ex.BoolExpr:
-    match node:
-        case ast.Bool():
-            return ex.Truth(node.value)
-        case ast.Compare(ops=("in",), operands=(part, ast.ListOf() as listed)):
-            values = [_int(item) for item in listed.items]
-            return ex.member(_int(part), [v.value for v in values if isinstance(v, ex.Const)])
-        case ast.Compare():
-            pairs = zip(node.operands, node.ops, node.operands[1:], strict=False)
-            return ex.and_(*(ex.compare(op, _int(a), _int(b)) for a, op, b in pairs))  # type: ignore[arg-type]
-        case ast.BoolOp():
-            return (ex.and_ if node.op == "and" else ex.or_)(*map(_bool, node.parts))
-        case ast.Unary(op="not"):
-            return ex.not_(_bool(node.operand))
-        case ast.Call(function="is_pow2"):
-            return ex.is_pow2(_int(node.args[0]))
-        case ast.Quantifier(op="exists"):
-            return ex.Exists(node.var, _int(node.low), _int(node.high), _bool(node.body))
-        case _:
-            raise ValueError(f"not a predicate of the IR: {node}")

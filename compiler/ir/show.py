@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
 from attnc.compiler.ir.plan import ForwardPlan, Plan
 
@@ -20,10 +22,37 @@ def show(ir: pat.Pattern | BlockMask | Plan) -> str:
 
 
 def _pattern(pattern: pat.Pattern) -> list[str]:
-    heads = f" heads h: {pattern.heads}" if pattern.heads is not None else ""
+    word = "kv_heads" if pattern.kv_heads else "heads"
+    heads = f" {word} h: {pattern.heads}" if pattern.heads is not None else ""
     lines = [f"pattern {pattern.name}{heads}"]
+    for side, space in (("queries", pattern.query_space), ("keys", pattern.key_space)):
+        if space is not None:
+            lines.append(f"  {side} {' ++ '.join(map(_grid, space.segments))}")
+    lines += [f"  extent {name}" for name in pattern.extents]
+    lines += [f"  input {_input(one)}" for one in pattern.inputs]
     lines += [f"  param {name} = {value}" for name, value in pattern.params]
+    lines += [f"  score {sc.show(pattern.score)}"] if pattern.score is not None else []
+    lines += [f"  sink {sc.show(pattern.sink)}"] if pattern.sink is not None else []
+    lines += [f"  scale {pattern.scale}"] if pattern.scale is not None else []
     return [*lines, f"  keep {show_node(pattern.body, pattern.heads is not None)}"]
+
+
+def _grid(grid: pat.Grid) -> str:
+    name = f"{grid.name}: " if grid.name else ""
+    if grid.axes:
+        pairs = zip(grid.axes, grid.extents, strict=True)
+        inside = ", ".join(f"{axis}: {ex.show(extent)}" for axis, extent in pairs)
+    else:
+        inside = f"*[{', '.join(map(ex.show, grid.extents))}]"
+    tile = "" if grid.tile is None else f" tiled [{', '.join(map(str, grid.tile))}]"
+    return f"{name}grid({inside}){tile}"
+
+
+def _input(one: pat.Input) -> str:
+    sides = ", ".join("*" if side is None else ex.show(side) for side in one.dims)
+    dims = f"[{sides}]" if one.dims else ""
+    formula = "" if one.formula is None else f" = {ar.show(one.formula)}"
+    return f"{one.name}: {one.kind}{dims}{formula}"
 
 
 def show_node(node: pat.Node, heads: bool) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask
 from attnc.compiler.ir.plan import ForwardPlan, Plan
 from attnc.dsl.diagnostics import Diagnostic
@@ -34,9 +36,19 @@ def _broken(message: str) -> Diagnostic:
 
 
 def _pattern(pattern: pat.Pattern) -> list[Diagnostic]:
-    stray = ex.free_vars(pattern.predicate) - TOKEN_VARS
+    scores = [s for s in (pattern.score, pattern.sink) if s is not None]
+    used = ex.free_vars(pattern.predicate).union(*map(sc.free_vars, scores))
+    read = {r.name for r in ex.reads(pattern.predicate)}.union(*map(sc.reads, scores))
+    known = {*pattern.extents, *pattern.sizes}
+    for one in pattern.inputs:
+        if one.formula is not None:
+            read |= ar.needs(one.formula) - known
+        known.add(one.name)
+    stray = {*(used - TOKEN_VARS), *(read - known)}
     found = [_broken(f"pattern `{pattern.name}` uses unknown `{v}`") for v in sorted(stray)]
-    if pattern.heads is None and "h" in ex.free_vars(pattern.predicate):
+    if pattern.sink is not None and {"q", "k"} & sc.free_vars(pattern.sink):
+        found.append(_broken(f"the sink of `{pattern.name}` depends on positions"))
+    if pattern.heads is None and "h" in used:
         found.append(_broken(f"pattern `{pattern.name}` depends on `h` and has no heads"))
     return found
 

@@ -78,7 +78,7 @@ def _show(expr: Expr) -> tuple[str, int]:
         case Read(name, ()):
             return (f"scalar({name})" if name in VARIABLES else name), _LEVEL["atom"]
         case Read(name, index):
-            return f"{name}[{', '.join(map(show, index))}]", _LEVEL["atom"]
+            return name + "".join(f"[{show(i)}]" for i in index), _LEVEL["atom"]
         case Min(parts):
             return f"min({', '.join(map(show, parts))})", _LEVEL["atom"]
         case Max(parts):
