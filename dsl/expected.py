@@ -15,24 +15,27 @@ _CLOSES = {"(": ")", "[": "]", "{": "}"}
 # its members: "an expression" instead of the sixteen tokens that can start one.
 _GROUPS = (
     ("NUMBER", "an expression", ("NUMBER", "NAME", "LPAR", "LSQB", "MINUS", "IF", "LET", "NOT",
-                                 "EXISTS", "FORALL", "TRUE", "FALSE")),
-    ("LBRACE", "a set of pairs", ("LBRACE", "TILDE", "LPAR", "NAME", "IF")),
-    ("INT", "a type", ("INT", "BOOL", "RATIONAL", "LIST", "ONE")),
-    ("STAR", "an operator", ("STAR", "SLASH", "DIV", "MOD", "PLUS", "MINUS", "COMPARE", "IN",
-                             "NOT", "AND", "OR", "POWER", "LPAR", "LSQB")),
+                                 "EXISTS", "FORALL", "TRUE", "FALSE", "SUM", "COUNT", "FOR")),
+    ("ANY", "`any`, `all`, `count >= ...` or `density >= ...`", ("ANY", "ALL", "COUNT", "DENSITY")),
+    ("TILDE", "a set of pairs", ("LBRACE", "TILDE", "LPAR", "NAME", "IF", "UNION", "BLOCKS")),
+    ("GRID", "a grid or the name of a space", ("GRID", "NAME")),
+    ("INT", "a type", ("INT", "BOOL", "RATIONAL", "REAL", "PATTERN", "LIST", "ONE")),
+    ("SLASH", "an operator", ("STAR", "SLASH", "DIV", "MOD", "PLUS", "MINUS", "COMPARE", "IN",
+                              "NOT", "AND", "OR", "POWER", "LPAR", "LSQB", "DOT")),
     ("COMPARE", "an operator", ("COMPARE", "IN", "NOT", "AND", "OR")),
-    ("VBAR", "`|`, `&` or `-`", ("VBAR", "AMPERSAND", "MINUS", "LPAR")),
+    ("VBAR", "`|`, `&` or `-`", ("VBAR", "AMPERSAND", "MINUS", "LPAR", "LSQB")),
     ("AND", "`and` or `or`", ("AND", "OR")),
+    ("ON", "a clause", ("ON", "HEADS", "KV_HEADS", "LAYERS", "REQUIRE")),
 )  # fmt: skip
 _WORDS = {
     "NAME": "a name", "STRING": 'a file name in quotes, `"file.attn"`', "SEP": "`,`",
     "COMMA": "`,`", "COMPARE": "a comparison", "EQUAL": "`=`", "COLON": "`:`", "LPAR": "`(`",
     "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`", "VBAR": "`|`",
     "AMPERSAND": "`&`", "MINUS": "`-`", "PLUS": "`+`", "STAR": "`*`", "SLASH": "`/`",
-    "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`", "CONCAT": "`++`", "DOT": "`.`",
-    "$END": "the end of this item",
+    "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`",
+    "CONCAT": "`++`", "DOT": "`.`", "$END": "the end of this item",
 }  # fmt: skip
-_NO_NAMES = "the arguments of a function, and the items of a list, have no names"
+_NO_NAMES = "the items of a list have no names"
 
 
 def unexpected(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic:
@@ -113,7 +116,7 @@ def _bracket(chunk: Sequence[Token], at: int) -> Diagnostic | None:
 def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[str, str, str]:
     """Return code, message and help for a known slip, or empty code and maybe a help."""
     token, text = chunk[at], chunk[at].text
-    in_expression = "STAR" in accepted
+    in_expression = "SLASH" in accepted
     in_set = "VBAR" in accepted and not in_expression
     if in_expression and text in ("|", "&", "~"):
         word = {"|": "or", "&": "and", "~": "not"}[text]
@@ -127,12 +130,12 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
     if in_set and text in ("or", "and"):
         sign = {"or": "|", "and": "&"}[text]
         return "ATT0113", f"`{text}` joins conditions, not sets", f"write `{sign}`"
-    if "LBRACE" in accepted and text == "not":
+    if "TILDE" in accepted and text == "not":
         return "ATT0113", "`not` negates a condition, not a set", "write `~`"
     if in_set and text in ("+", "*"):
         sign = {"+": "|", "*": "&"}[text]
         return "ATT0113", f"`{text}` is for numbers, not for sets", f"write `{sign}`"
-    if "LBRACE" in accepted and token.kind == "word" and text in ("exists", "forall", "let"):
+    if "TILDE" in accepted and token.kind == "word" and text in ("exists", "forall", "let"):
         fix = "write it inside braces: `{ q -> k : ... }`"
         return "ATT0113", f"`{text}` belongs in a condition, not between sets", fix
     if text in RESERVED and "NAME" in accepted and "NUMBER" not in accepted:
@@ -143,7 +146,7 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
     if text == "in" and at == len(chunk) - 1:
         return "", "", ""
     if token.kind == "word" and text not in RESERVED:
-        keywords = [name.lower() for name in accepted if name.isalpha() and name not in _WORDS]
+        keywords = [name.lower() for name in accepted if name not in _WORDS and name != "$END"]
         near = closest(text, (k for k in keywords if k not in ("compare", "number", "sep")))
         if near is not None:
             return "", "", f"did you mean `{near}`?"
