@@ -10,7 +10,7 @@ and ``nk`` (lengths). At tile level: ``qb``, ``kb`` (tiles), ``NQ``, ``NK`` (how
 ``h``, ``nq`` and ``nk``.
 """
 
-from attnc.compiler.ir.expr.bounds import Bounds, Ranges, interval, tidy
+from attnc.compiler.ir.expr.bounds import Bounds, Ranges, interval, tidy, tidy_truth
 from attnc.compiler.ir.expr.evaluate import evaluate
 from attnc.compiler.ir.expr.fold import (
     absolute,
@@ -142,5 +142,6 @@ __all__ = [
     "sub",
     "substitute",
     "tidy",
+    "tidy_truth",
     "walk",
 ]

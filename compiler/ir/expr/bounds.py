@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from attnc.compiler.ir.expr.fold import (
+    absolute,
     add,
+    and_,
+    compare,
     floordiv,
+    is_pow2,
     maximum,
+    member,
     minimum,
     mod,
     mul,
+    not_,
+    or_,
     quot,
     rem,
     scale,
@@ -20,20 +27,30 @@ from attnc.compiler.ir.expr.fold import (
     sub,
 )
 from attnc.compiler.ir.expr.nodes import (
+    FALSE,
     Abs,
     Add,
+    And,
+    BoolExpr,
+    Compare,
     Const,
+    Exists,
     FloorDiv,
     IntExpr,
+    IsPow2,
     Max,
+    Member,
     Min,
     Mod,
     Mul,
+    Not,
+    Or,
     Quot,
     Read,
     Rem,
     Scale,
     Select,
+    Truth,
     Var,
 )
 
@@ -157,7 +174,7 @@ def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
             kind = minimum if isinstance(expr, Min) else maximum
             return kind(*_undominated([go(p) for p in parts], ranges, isinstance(expr, Min)))
         case Select(condition, then, otherwise):
-            return select(condition, go(then), go(otherwise))
+            return select(tidy_truth(condition, ranges), go(then), go(otherwise))
         case Read(name, index):
             return Read(name, tuple(map(go, index)))
         case Mul(left, right):
@@ -166,7 +183,63 @@ def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
             return quot(go(part), go(by))
         case Rem(part, by):
             return rem(go(part), go(by))
+        case Abs(part):
+            inner = go(part)
+            low, high = interval(inner, ranges)
+            if low is not None and low >= 0:
+                return inner
+            return scale(-1, inner) if high is not None and high <= 0 else absolute(inner)
         case _:
+            return expr
+
+
+def tidy_truth(expr: BoolExpr, ranges: Ranges) -> BoolExpr:
+    """Return an equal predicate without what ``interval`` shows to be always or never true."""
+
+    def go(part: BoolExpr) -> BoolExpr:
+        return tidy_truth(part, ranges)
+
+    match expr:
+        case Compare(op, left, right):
+            left, right = tidy(left, ranges), tidy(right, ranges)
+            low, high = interval(sub(left, right), ranges)
+            below = high is not None and high < 0
+            above = low is not None and low > 0
+            at_most = high is not None and high <= 0
+            at_least = low is not None and low >= 0
+            always = {
+                "<": below, "<=": at_most, ">": above, ">=": at_least, "!=": below or above,
+                "==": low == high == 0,
+            }  # fmt: skip
+            never = {
+                "<": at_least, "<=": above, ">": at_most, ">=": below, "==": below or above,
+                "!=": low == high == 0,
+            }  # fmt: skip
+            if always[op] or never[op]:
+                return Truth(always[op])
+            return compare(op, left, right)
+        case And(parts):
+            return and_(*map(go, parts))
+        case Or(parts):
+            return or_(*map(go, parts))
+        case Not(part):
+            return not_(go(part))
+        case IsPow2(part):
+            return is_pow2(tidy(part, ranges))
+        case Member(part, values):
+            inner = tidy(part, ranges)
+            low, high = interval(inner, ranges)
+            kept = [
+                v for v in values
+                if (low is None or v >= low) and (high is None or v <= high)
+            ]  # fmt: skip
+            return member(inner, kept) if kept else FALSE
+        case Exists(var, first, last, body):
+            first, last = tidy(first, ranges), tidy(last, ranges)
+            reach = interval(first, ranges)[0], interval(last, ranges)[1]
+            kept_body = tidy_truth(body, {**ranges, var: reach})
+            return FALSE if kept_body == FALSE else Exists(var, first, last, kept_body)
+        case Truth():
             return expr
 
 

@@ -135,9 +135,14 @@ def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
             return values.get(name, expr)
         case Exists(var, low, high, body):
             inner = {n: v for n, v in values.items() if n != var}
-            return replace(
-                expr, low=substitute(low, values), high=substitute(high, values),
-                body=substitute(body, inner),
+            taken = frozenset[str]().union(*map(free_vars, inner.values()))
+            name, count = var, 1
+            while name in taken or name != var and name in free_vars(body):
+                name, count = f"{var}_{count + 1}", count + 1  # no value's variable is bound here
+            if name != var:
+                inner[var] = Var(name)
+            return Exists(
+                name, substitute(low, values), substitute(high, values), substitute(body, inner)
             )
         case _:
             return rebuild(expr, lambda e: substitute(e, values))
