@@ -1,19 +1,19 @@
-"""expression -> Triton or torch source text.
+"""expression -> source text: what the dialects share, and the torch dialect.
 
-Two dialects of one printer. The Triton dialect prints 32-bit arithmetic unless interval analysis
-says that a term needs 64 bits, and never ``//`` or ``%`` on an operand that may be negative (Triton
-truncates there, the language floors). The torch dialect works on int64 tensors and Python integers,
-whose ``//`` and ``%`` floor.
+The torch dialect works on int64 tensors and Python integers, whose ``//`` and ``%`` floor;
+``triton_predicate.py`` has the other one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import ClassVar
 
 from attnc.codegen.simplify import Ranges, simplify_bool, simplify_int
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import MAX_LENGTH
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
@@ -44,30 +44,6 @@ MAX_BRACKETS = 180
 MAX_OPERATIONS = 20_000
 """Largest expression printed; Triton would compile a longer one for minutes."""
 
-TRITON_HELPERS: dict[str, str] = {
-    "_floor_mod": '''\
-@triton.jit
-def _floor_mod(x, divisor: tl.constexpr):
-    """`x mod divisor`, never negative (`%` truncates below zero)."""
-    rest = x % divisor
-    return tl.where(rest < 0, rest + divisor, rest)
-''',
-    "_floor_div": '''\
-@triton.jit
-def _floor_div(x, divisor: tl.constexpr):
-    """`floor(x / divisor)` (`//` truncates below zero)."""
-    rest = x % divisor
-    return (x - tl.where(rest < 0, rest + divisor, rest)) // divisor
-''',
-    "_is_pow2": '''\
-@triton.jit
-def _is_pow2(x):
-    """Whether x is 1, 2, 4, ..."""
-    return (x > 0) & ((x & (x - 1)) == 0)
-''',
-}
-"""Functions that Triton text may call; ``TritonDialect.helpers`` says which it does."""
-
 HOST_HELPERS = '''\
 def _least(a, b):
     """The smaller of two numbers, element by element where one is a tensor."""
@@ -93,6 +69,30 @@ def _choose(condition, then, otherwise):
 def _is_power_of_two(x):
     """Whether x is 1, 2, 4, ..."""
     return (x > 0) & ((x & (x - 1)) == 0)
+
+
+def _quotient(x, by):
+    """`floor(x / by)`, 0 where by is below 1."""
+    divisor = by * (by > 0) + (by < 1)
+    return x // divisor * (by > 0)
+
+
+def _rest(x, by):
+    """`x mod by`, never negative, 0 where by is below 1."""
+    divisor = by * (by > 0) + (by < 1)
+    return x % divisor * (by > 0)
+
+
+def _read(tensor, b, *index):
+    """Elements of an input [B or 1, ...] for batch b at indices that broadcast; outside it 0."""
+    place, inside = b if tensor.shape[0] > 1 else 0, True
+    for i, side in zip(index, tensor.shape[1:]):
+        inside = inside & (i >= 0) & (i < side)
+        place = place * side + i * inside
+    found = (tensor.flatten() if tensor.numel() else tensor.new_zeros(1))[place]
+    if not isinstance(inside, torch.Tensor):
+        inside = torch.full((), inside, device=tensor.device)
+    return torch.where(inside, found if found.is_floating_point() else found.long(), 0)
 '''
 """Functions that torch text may call. A written module holds the block once, in front of both its
 users (GPU launch, CPU executor): ``emit_host`` and ``emit_cpu`` do not repeat it."""
@@ -100,12 +100,34 @@ users (GPU launch, CPU executor): ``emit_host`` and ``emit_cpu`` do not repeat i
 _INT32 = (-(2**31), 2**31 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
 
-# Python's precedence: a comparison binds looser than | and &.
-_COMPARE, _OR, _AND, _SHIFT, _SUM, _PRODUCT, _UNARY, _ATOM = range(8)
+
+class Level(IntEnum):
+    """How tight Python's operators bind; a comparison binds looser than ``|`` and ``&``."""
+
+    COMPARE = 0
+    OR = 1
+    AND = 2
+    SHIFT = 3
+    SUM = 4
+    PRODUCT = 5
+    UNARY = 6
+    ATOM = 7
+
+
+def input_ranges(pattern: Pattern) -> Ranges:
+    """Return bounds of what a pattern reads, as ``"name[]"``; numbers come in 32 bits."""
+    ranges: dict[str, tuple[int | None, int | None]] = {}
+    for given in pattern.inputs:
+        if given.kind == "bool":
+            ranges[f"{given.name}[]"] = (0, 1)
+        elif given.kind == "int" and not given.dims:
+            ranges[f"{given.name}[]"] = _INT32
+    ranges |= {f"{name}[]": (0, MAX_LENGTH) for name in pattern.extents}
+    return ranges | {f"{name}[]": (0, _INT32[1]) for name in pattern.sizes}
 
 
 @dataclass(slots=True)
-class _Printer:
+class Printer:
     """What the dialects share: precedence, junctions, sums, tests for membership."""
 
     names: Mapping[str, str]
@@ -120,12 +142,12 @@ class _Printer:
     def integer(self, expr: ex.IntExpr) -> str:
         """Return the text of an integer expression, simplified under the ranges."""
         _check_size(expr)
-        return _checked(self._wide_or_not(simplify_int(expr, self.ranges), _COMPARE))
+        return _checked(self._wide_or_not(simplify_int(expr, self.ranges), Level.COMPARE))
 
     def boolean(self, expr: ex.BoolExpr) -> str:
         """Return the text of a truth value, simplified; ``True``/``False`` where it is decided."""
         _check_size(expr)
-        return _checked(self._bool(simplify_bool(expr, self.ranges), _COMPARE))
+        return _checked(self._bool(simplify_bool(expr, self.ranges), Level.COMPARE))
 
     def _bool(self, expr: ex.BoolExpr, level: int) -> str:
         match expr:
@@ -133,9 +155,9 @@ class _Printer:
                 return str(value)
             case ex.Compare(op, left, right):
                 wide = self._needs_wide(left) or self._needs_wide(right)
-                left_text = self._int(left, _SUM, wide)
-                text = f"{left_text} {op} {self._int(right, _SUM, wide)}"
-                return _bracket(text, _COMPARE, level)
+                left_text = self._int(left, Level.SUM, wide)
+                text = f"{left_text} {op} {self._int(right, Level.SUM, wide)}"
+                return bracket(text, Level.COMPARE, level)
             case ex.IsPow2(part):
                 return self._is_pow2(part, negated=False, level=level)
             case ex.Not(ex.IsPow2(part)):
@@ -145,11 +167,11 @@ class _Printer:
             case ex.Not(ex.Member(part, values)):
                 return self._member(part, values, negated=True, level=level)
             case ex.And(parts):
-                text = _chain(" & ", [self._bool(p, _SHIFT) for p in parts])
-                return _bracket(text, _AND, level)
+                text = _chain(" & ", [self._bool(p, Level.SHIFT) for p in parts])
+                return bracket(text, Level.AND, level)
             case ex.Or(parts):
-                text = _chain(" | ", [self._bool(p, _SHIFT) for p in parts])
-                return _bracket(text, _OR, level)
+                text = _chain(" | ", [self._bool(p, Level.SHIFT) for p in parts])
+                return bracket(text, Level.OR, level)
         raise AssertionError(f"not a residual predicate: {ex.show(expr)}")
 
     def _member(
@@ -183,12 +205,12 @@ class _Printer:
             (p for p in parts if not (isinstance(p, ex.Scale | ex.Const) and _sign(p) < 0)),
             parts[0],
         )
-        text = self._int(first, _SUM, wide)
+        text = self._int(first, Level.SUM, wide)
         for part in parts:
             if part is first:
                 continue
             negative = isinstance(part, ex.Scale | ex.Const) and _sign(part) < 0
-            shown = self._int(ex.scale(-1, part) if negative else part, _PRODUCT, wide)
+            shown = self._int(ex.scale(-1, part) if negative else part, Level.PRODUCT, wide)
             text += f" - {shown}" if negative else f" + {shown}"
         return text
 
@@ -197,8 +219,12 @@ class _Printer:
         return low is not None and high is not None and limits[0] <= low and high <= limits[1]
 
     def _check_64(self, expr: ex.IntExpr) -> None:
-        if not self._fits(expr, _INT64):
+        """Refuse what may leave 64 bits; terms that an input makes unbounded wrap, as in NumPy."""
+        if not self._fits(expr, _INT64) and (self._bounded(expr) or ex.is_static(expr)):
             raise CompileError((_too_large(expr),))
+
+    def _bounded(self, expr: ex.IntExpr) -> bool:
+        return None not in ex.interval(expr, self.ranges)
 
     def _wide_or_not(self, expr: ex.IntExpr, level: int) -> str:
         return self._int(expr, level, self._needs_wide(expr))
@@ -211,154 +237,82 @@ class _Printer:
 
     def _is_pow2(self, part: ex.IntExpr, *, negated: bool, level: int) -> str:
         name = self._pow2_name()
-        text = f"{name}({self._wide_or_not(part, _COMPARE)})"
-        own = _ATOM
+        text = f"{name}({self._wide_or_not(part, Level.COMPARE)})"
+        own = Level.ATOM
         _, high = ex.interval(part, self.ranges)
         if high is None or high > 1 << ex.POW2_MAX_EXPONENT:
-            cap = self._wide_or_not(part, _SUM)
-            text, own = f"{text} & ({cap} <= {1 << ex.POW2_MAX_EXPONENT})", _AND
+            cap = self._int(part, Level.SUM, True)
+            text, own = f"{text} & ({cap} <= {1 << ex.POW2_MAX_EXPONENT})", Level.AND
         if negated:
-            text, own = f"{_bracket(text, own, _OR)} == 0", _COMPARE
-        return _bracket(text, own, level)
+            text, own = f"{bracket(text, own, Level.OR)} == 0", Level.COMPARE
+        return bracket(text, own, level)
 
     def _pow2_name(self) -> str:
         raise NotImplementedError
 
 
 @dataclass(slots=True)
-class TritonDialect(_Printer):
-    """Print for a Triton kernel: scalars and tensors of int32 (int64 where a term needs it).
+class HostDialect(Printer):
+    """Print for torch int64 tensors and Python integers, beside ``HOST_HELPERS``.
 
-    ``names`` maps variables to the kernel's names; every variable must hold a Triton value, not a
-    constexpr. ``helpers`` gathers the names of the ``TRITON_HELPERS`` that the text calls.
+    What is read stands in a dict ``data`` (``names["doc[]"]`` says otherwise): numbers, and
+    tensors ``[B or 1, ...]``. With tensors the text also uses ``b``, the batch: a tensor, or 0.
     """
-
-    helpers: set[str] = field(default_factory=set)
-
-    _FUNCTION: ClassVar[dict[type, str]] = {ex.Min: "tl.minimum", ex.Max: "tl.maximum"}
-
-    def tile(self, expr: ex.IntExpr) -> str:
-        """Return the text of a tile number or count: as ``integer``, brought back to 32 bits."""
-        simple = simplify_int(expr, self.ranges)
-        if self._needs_wide(simple):
-            return f"({self._int(simple, _COMPARE, True)}).to(tl.int32)"
-        return self._int(simple, _COMPARE, False)
-
-    def _needs_wide(self, expr: ex.IntExpr) -> bool:
-        """Whether some intermediate value of a term may leave 32 bits."""
-        wide = False
-        stack: list[ex.Expr] = [expr]
-        while stack:
-            node = stack.pop()
-            if isinstance(node, ex.Select):  # its condition is a term of its own
-                stack += [node.then, node.otherwise]
-            elif isinstance(node, ex.Mod) and _wraps(node):
-                pass
-            else:
-                stack += ex.children(node)
-            if not self._fits(node, _INT32):  # type: ignore[arg-type]
-                self._check_64(node)  # type: ignore[arg-type]
-                wide = True
-        return wide
-
-    def _int(self, expr: ex.IntExpr, level: int, wide: bool) -> str:
-        match expr:
-            case ex.Const(value):
-                return _bracket(str(value), _ATOM if value >= 0 else _UNARY, level)
-            case ex.Var(name):
-                return f"{self.names[name]}.to(tl.int64)" if wide else self.names[name]
-            case ex.Add(parts):
-                return _bracket(self._sum(parts, wide), _SUM, level)
-            case ex.Scale(-1, part):
-                return _bracket(f"-{self._int(part, _UNARY, wide)}", _UNARY, level)
-            case ex.Scale(factor, part):
-                text = f"{self._int(part, _PRODUCT, wide)} * {_literal(factor)}"
-                return _bracket(text, _PRODUCT, level)
-            case ex.FloorDiv(part, divisor):
-                return self._quotient(part, divisor, level, wide)
-            case ex.Mod(part, divisor):
-                return self._rest(part, divisor, level, wide)
-            case ex.Min(parts) | ex.Max(parts):
-                function = self._FUNCTION[type(expr)]
-                return _nest(function, [self._int(p, _COMPARE, wide) for p in parts])
-            case ex.Abs(part):
-                return f"tl.abs({self._int(part, _COMPARE, wide)})"
-            case ex.Select(condition, then, otherwise):
-                branches = f"{self._int(then, _COMPARE, wide)}, "
-                branches += self._int(otherwise, _COMPARE, wide)
-                return f"tl.where({self._bool(condition, _COMPARE)}, {branches})"
-        raise AssertionError(expr)
-
-    def _quotient(self, part: ex.IntExpr, divisor: int, level: int, wide: bool) -> str:
-        if _is_power(divisor):  # an arithmetic shift floors
-            text = f"{self._int(part, _UNARY, wide)} >> {divisor.bit_length() - 1}"
-            return _bracket(text, _SHIFT, level)
-        if self._negative_possible(part):
-            self.helpers.add("_floor_div")
-            return f"_floor_div({self._int(part, _COMPARE, wide)}, {divisor})"
-        text = f"{self._int(part, _PRODUCT, wide)} // {divisor}"
-        return _bracket(text, _PRODUCT, level)
-
-    def _rest(self, part: ex.IntExpr, divisor: int, level: int, wide: bool) -> str:
-        if _is_power(divisor):  # two's complement: the low bits are the floored rest
-            text = f"{self._int(part, _UNARY, wide)} & {divisor - 1}"  # 32 bits may wrap around
-            return _bracket(text, _AND, level)
-        if self._negative_possible(part):
-            self.helpers.add("_floor_mod")
-            return f"_floor_mod({self._int(part, _COMPARE, wide)}, {divisor})"
-        text = f"{self._int(part, _PRODUCT, wide)} % {divisor}"
-        return _bracket(text, _PRODUCT, level)
-
-    def _negative_possible(self, part: ex.IntExpr) -> bool:
-        low, _ = ex.interval(part, self.ranges)
-        return low is None or low < 0
-
-    def _pow2_name(self) -> str:
-        self.helpers.add("_is_pow2")
-        return "_is_pow2"
-
-
-@dataclass(slots=True)
-class HostDialect(_Printer):
-    """Print for torch int64 tensors and Python integers, beside ``HOST_HELPERS``."""
 
     _FUNCTION: ClassVar[dict[type, str]] = {ex.Min: "_least", ex.Max: "_greatest"}
 
     def _needs_wide(self, expr: ex.IntExpr) -> bool:
         for node in ex.walk(expr):
-            if isinstance(node, ex.Add | ex.Scale | ex.Const):
+            if isinstance(node, ex.Add | ex.Scale | ex.Const | ex.Mul):
                 self._check_64(node)
         return False
 
     def _int(self, expr: ex.IntExpr, level: int, wide: bool) -> str:
         match expr:
             case ex.Const(value):
-                return _bracket(str(value), _ATOM if value >= 0 else _UNARY, level)
+                return bracket(str(value), Level.ATOM if value >= 0 else Level.UNARY, level)
             case ex.Var(name):
                 return self.names[name]
             case ex.Add(parts):
-                return _bracket(self._sum(parts, wide), _SUM, level)
+                return bracket(self._sum(parts, wide), Level.SUM, level)
             case ex.Scale(-1, part):
-                return _bracket(f"-{self._int(part, _UNARY, wide)}", _UNARY, level)
+                return bracket(f"-{self._int(part, Level.UNARY, wide)}", Level.UNARY, level)
             case ex.Scale(factor, part):
-                text = f"{self._int(part, _PRODUCT, wide)} * {_literal(factor)}"
-                return _bracket(text, _PRODUCT, level)
+                text = f"{self._int(part, Level.PRODUCT, wide)} * {literal(factor)}"
+                return bracket(text, Level.PRODUCT, level)
             case ex.FloorDiv(part, divisor):
-                text = f"{self._int(part, _PRODUCT, wide)} // {divisor}"
-                return _bracket(text, _PRODUCT, level)
+                text = f"{self._int(part, Level.PRODUCT, wide)} // {divisor}"
+                return bracket(text, Level.PRODUCT, level)
             case ex.Mod(part, divisor):
-                text = f"{self._int(part, _PRODUCT, wide)} % {divisor}"
-                return _bracket(text, _PRODUCT, level)
+                text = f"{self._int(part, Level.PRODUCT, wide)} % {divisor}"
+                return bracket(text, Level.PRODUCT, level)
             case ex.Min(parts) | ex.Max(parts):
                 function = self._FUNCTION[type(expr)]
-                return _nest(function, [self._int(p, _COMPARE, wide) for p in parts])
+                return nest(function, [self._int(p, Level.COMPARE, wide) for p in parts])
             case ex.Abs(part):
-                return f"abs({self._int(part, _COMPARE, wide)})"
+                return f"abs({self._int(part, Level.COMPARE, wide)})"
             case ex.Select(condition, then, otherwise):
-                branches = f"{self._int(then, _COMPARE, wide)}, "
-                branches += self._int(otherwise, _COMPARE, wide)
-                return f"_choose({self._bool(condition, _COMPARE)}, {branches})"
+                branches = f"{self._int(then, Level.COMPARE, wide)}, "
+                branches += self._int(otherwise, Level.COMPARE, wide)
+                return f"_choose({self._bool(condition, Level.COMPARE)}, {branches})"
+            case ex.Mul(left, right):
+                text = f"{self._int(left, Level.PRODUCT, wide)} * "
+                return bracket(text + self._int(right, Level.UNARY, wide), Level.PRODUCT, level)
+            case ex.Quot(part, by) | ex.Rem(part, by):
+                name = "_quotient" if isinstance(expr, ex.Quot) else "_rest"
+                shown = [self._int(p, Level.COMPARE, wide) for p in (part, by)]
+                return f"{name}({', '.join(shown)})"
+            case ex.Read(name, index):
+                return self.read(name, index)
         raise AssertionError(expr)
+
+    def read(self, name: str, index: tuple[ex.IntExpr, ...]) -> str:
+        """Return the text of an element of an input, or of a number known at the call."""
+        given = self.names.get(f"{name}[]", f'data["{name}"]')
+        if not index:
+            return given
+        places = [self._int(i, Level.COMPARE, False) for i in index]
+        return f"_read({', '.join([given, self.names.get('b', 'b'), *places])})"
 
     def _pow2_name(self) -> str:
         return "_is_power_of_two"
@@ -386,7 +340,7 @@ def progressions(values: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _bracket(text: str, own: int, level: int) -> str:
+def bracket(text: str, own: int, level: int) -> str:
     return text if own >= level else f"({text})"
 
 
@@ -398,11 +352,11 @@ def _chain(sign: str, texts: list[str]) -> str:
     return f"({_chain(sign, texts[:half])}){sign}({_chain(sign, texts[half:])})"
 
 
-def _nest(function: str, texts: list[str]) -> str:
+def nest(function: str, texts: list[str]) -> str:
     """Combine operands by a function of two; many of them in halves, so that depth stays low."""
     if len(texts) > MAX_CHAIN // 8:
         half = len(texts) // 2
-        texts = [_nest(function, texts[:half]), _nest(function, texts[half:])]
+        texts = [nest(function, texts[:half]), nest(function, texts[half:])]
     text = texts[0]
     for other in texts[1:]:
         text = f"{function}({text}, {other})"
@@ -432,22 +386,8 @@ def _too_complex(reason: str) -> Diagnostic:
     )
 
 
-def _literal(value: int) -> str:
+def literal(value: int) -> str:
     return str(value) if value >= 0 else f"({value})"
-
-
-def _is_power(value: int) -> bool:
-    return value & (value - 1) == 0
-
-
-def _wraps(rest: ex.Mod) -> bool:
-    """Whether ``x mod 2**n`` comes out right when x wraps around at 32 bits: x is a polynomial."""
-    return _is_power(rest.divisor) and rest.divisor < 2**31 and all(
-        isinstance(node, ex.Add | ex.Var)
-        or (isinstance(node, ex.Const) and abs(node.value) < 2**31)
-        or (isinstance(node, ex.Scale) and abs(node.factor) < 2**31)
-        for node in ex.walk(rest.part)
-    )
 
 
 def _sign(term: ex.Scale | ex.Const) -> int:

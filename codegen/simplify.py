@@ -64,6 +64,14 @@ def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
                 simplify_int(_knowing(then, test), ranges),
                 simplify_int(_knowing(otherwise, ex.not_(test)), ranges),
             )
+        case ex.Read(name, index):
+            return ex.Read(name, tuple(simplify_int(i, ranges) for i in index))
+        case ex.Mul(left, right):
+            return ex.mul(simplify_int(left, ranges), simplify_int(right, ranges))
+        case ex.Quot(part, by):
+            return ex.quot(simplify_int(part, ranges), simplify_int(by, ranges))
+        case ex.Rem(part, by):
+            return ex.rem(simplify_int(part, ranges), simplify_int(by, ranges))
 
 
 def _into_branches(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnc.codegen.predicate import (
-    TILE_RANGES,
-    TOKEN_RANGES,
-    TRITON_HELPERS,
-    TritonDialect,
-)
+from attnc.codegen.predicate import TILE_RANGES, TOKEN_RANGES
 from attnc.codegen.simplify import from_first, simplify_bool
+from attnc.codegen.triton_predicate import TRITON_HELPERS, TritonDialect
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression

@@ -18,14 +18,15 @@ from attnc.codegen.predicate import (
     MAX_OPERATIONS,
     TILE_RANGES,
     TOKEN_RANGES,
-    TRITON_HELPERS,
     HostDialect,
-    TritonDialect,
+    input_ranges,
     progressions,
 )
 from attnc.codegen.simplify import from_first, simplify_bool, simplify_int
+from attnc.codegen.triton_predicate import TRITON_HELPERS, TritonDialect
 from attnc.compiler.driver import load_text
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.pattern import Input, Pattern, Where
 from attnc.compiler.ir.plan import MAX_LENGTH
 from attnc.dsl.diagnostics import CompileError
 from tests import kernels as kn
@@ -46,9 +47,34 @@ DIVISORS = st.sampled_from([2, 3, 4, 5, 7, 16, 24, 64, 1000, 2**20])
 OPS = st.sampled_from(["<=", "<", "==", "!=", ">", ">="])
 
 
+INPUTS = {
+    "doc": Input(name="doc", kind="int", dims=(None,)),
+    "near": Input(name="near", kind="bool", dims=(ex.Const(20), None)),
+    "kind": Input(name="kind", kind="int", dims=(ex.Const(3), ex.Const(40))),
+    "phase": Input(name="phase", kind="int", dims=()),
+}
+READS = Pattern(
+    name="p", heads=4, body=Where(ex.TRUE), inputs=tuple(INPUTS.values()), extents=("y",)
+)
+RANGES = {**TOKEN_RANGES, **input_ranges(READS)}
+GIVEN: dict[str, Any] = {
+    "doc": np.array([3, -2, 5, 2**40, 3, 3, 0, -(2**50), 1, 2, 8, 13, 21]),
+    "near": np.random.default_rng(1).random((20, 17)) < 0.5,
+    "kind": np.random.default_rng(2).integers(-5, 40, (3, 40)),
+    "phase": -7,
+    "y": 11,
+}
+
+
 def _wider(part: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(part, min_size=2, max_size=3).map(tuple)
+    pair = st.tuples(part, part)
     return st.one_of(
+        st.builds(ex.Read, st.just("doc"), st.tuples(part)),
+        st.builds(ex.Read, st.sampled_from(["near", "kind"]), pair),
+        st.builds(ex.Mul, part, part),
+        st.builds(ex.Quot, part, part),
+        st.builds(ex.Rem, part, part),
         st.builds(ex.Add, several),
         st.builds(ex.Scale, FACTORS, part),
         st.builds(ex.FloorDiv, part, DIVISORS),
@@ -61,7 +87,11 @@ def _wider(part: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 INTEGERS = st.recursive(
-    st.sampled_from([ex.Var(n) for n in ("q", "k", *NAMES)]) | CONSTANTS.map(ex.Const),
+    st.sampled_from([ex.Var(n) for n in ("q", "k", *NAMES)])
+    | CONSTANTS.map(ex.Const)
+    | st.sampled_from([ex.Read("phase"), ex.Read("y"), *(
+        ex.Read("doc", (ex.Var(n),)) for n in ("q", "k")
+    )]),
     _wider, max_leaves=5,
 )  # fmt: skip
 TERMS = INTEGERS | st.just(ex.sub(ex.Var("q"), ex.Var("k")))
@@ -96,17 +126,27 @@ def place(q0: int, k0: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def assume_fits(expr: ex.Expr) -> None:
+    """Leave out what passes 64 bits on the values given here: NumPy wraps, or refuses."""
+    ranges = {**RANGES, "doc[]": (-(2**50), 2**40), "kind[]": (-5, 40), "phase[]": (-7, -7)}
+    for node in ex.walk(expr):
+        if isinstance(node, ex.IntExpr):
+            low, high = ex.interval(node, ranges)
+            assume(low is not None and high is not None and -(2**63) <= low and high < 2**63)
+
+
 def expected(predicate: ex.BoolExpr, values: dict[str, Any]) -> np.ndarray:
-    found = np.asarray(ex.evaluate(predicate, values), dtype=bool)
+    found = np.asarray(ex.evaluate(predicate, values, GIVEN), dtype=bool)
     return np.broadcast_to(found, (SIDE, SIDE))
 
 
 def as_kernel(predicate: ex.BoolExpr, q0: int, k0: int) -> np.ndarray:
     """Evaluate in a Triton kernel on one tile."""
     dialect = TritonDialect(
-        {"q": "q_pos", "k": "k_pos", **{n: n for n in ("h", "nq", "nk")}}, TOKEN_RANGES
+        {"q": "q_pos", "k": "k_pos", **{n: n for n in ("h", "nq", "nk")}}, RANGES, INPUTS
     )
     text = dialect.boolean(predicate)
+    loads = "".join(f"    {line}\n" for load in dialect.loads.values() for line in load.lines)
     helpers = "\n\n".join(TRITON_HELPERS[name] for name in sorted(dialect.helpers))
     module = kn.load(f"""\
 import triton
@@ -116,23 +156,43 @@ import triton.language as tl
 {helpers}
 
 @triton.jit
-def check(Out, q0, k0, h, nq, nk):
+def check(Out, In_doc, In_near, In_kind, q0, k0, h, nq, nk,
+          Side_0_doc, Side_1_near, Given_phase, Given_y):
     q_pos = q0 + tl.arange(0, {SIDE})[:, None]
     k_pos = k0 + tl.arange(0, {SIDE})[None, :]
+{loads}
     keep = {text}
     place = tl.arange(0, {SIDE})[:, None] * {SIDE} + tl.arange(0, {SIDE})[None, :]
     tl.store(Out + place, tl.where(keep & (place >= 0), 1, 0))
 """)
     out = torch.full((SIDE, SIDE), 7, dtype=torch.int32, device=kn.DEVICE)
     values = place(q0, k0)
-    module.check[(1,)](out, q0, k0, values["h"], values["nq"], values["nk"])
+    doc, near, kind = (torch.from_numpy(GIVEN[n]).to(kn.DEVICE) for n in ("doc", "near", "kind"))
+    module.check[(1,)](
+        out, doc, near.view(torch.uint8), kind, q0, k0, values["h"], values["nq"], values["nk"],
+        len(doc), near.shape[1], GIVEN["phase"], GIVEN["y"],
+    )
     return out.cpu().numpy()
+
+
+def as_tensors(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values for torch text: tensors, and inputs with a batch dimension of one."""
+    return {
+        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()
+    } | {
+        "data": {
+            n: torch.from_numpy(v)[None] if isinstance(v, np.ndarray) else v
+            for n, v in GIVEN.items()
+        },
+        "b": 0,
+    }
 
 
 @settings(max_examples=80, deadline=None)
 @given(predicate=PREDICATES, q0=STARTS, k0=STARTS)
 def test_triton_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
     """A residual in a kernel is the residual: floors below zero, no overflow at 2**30."""
+    assume_fits(predicate)
     try:
         found = as_kernel(predicate, q0, k0)
     except CompileError:
@@ -144,18 +204,17 @@ def test_triton_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
 @given(predicate=PREDICATES, q0=STARTS, k0=STARTS)
 def test_torch_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
     """The torch text gives the same on tensors and on plain integers."""
+    assume_fits(predicate)
     try:
-        text = HostDialect({n: n for n in NAMES}, TOKEN_RANGES).boolean(predicate)
+        text = HostDialect({n: n for n in NAMES}, RANGES).boolean(predicate)
     except CompileError:
         assume(False)
     values = place(q0, k0)
-    tensors = {
-        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()
-    }
+    tensors = as_tensors(values)
     found = torch.as_tensor(eval(text, HOST, tensors)).broadcast_to(SIDE, SIDE)
     assert (found.numpy() == expected(predicate, values)).all()
     for i, j in ((0, 0), (3, 15)):
-        one = {**values, "q": q0 + i, "k": k0 + j}
+        one = {**tensors, "q": q0 + i, "k": k0 + j}
         assert bool(eval(text, HOST, one)) == expected(predicate, values)[i, j]
 
 
@@ -163,17 +222,18 @@ def test_torch_text(predicate: ex.BoolExpr, q0: int, k0: int) -> None:
 @given(term=INTEGERS, q0=STARTS, k0=STARTS)
 def test_integers(term: ex.IntExpr, q0: int, k0: int) -> None:
     """Integer text and the simplified expression keep the value."""
+    assume_fits(term)
     values = place(q0, k0)
-    want = np.broadcast_to(ex.evaluate(term, values), (SIDE, SIDE))
-    simple = np.broadcast_to(ex.evaluate(simplify_int(term, TOKEN_RANGES), values), (SIDE, SIDE))
+    want = np.broadcast_to(ex.evaluate(term, values, GIVEN), (SIDE, SIDE))
+    simple = np.broadcast_to(
+        ex.evaluate(simplify_int(term, RANGES), values, GIVEN), (SIDE, SIDE)
+    )
     assert (simple == want).all()
     try:
-        text = HostDialect({n: n for n in NAMES}, TOKEN_RANGES).integer(term)
+        text = HostDialect({n: n for n in NAMES}, RANGES).integer(term)
     except CompileError:
         assume(False)
-    tensors = {
-        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()
-    }
+    tensors = as_tensors(values)
     found = torch.as_tensor(eval(text, HOST, tensors)).broadcast_to(SIDE, SIDE)
     assert (found.numpy() == want).all()
 
