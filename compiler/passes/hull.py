@@ -136,6 +136,7 @@ def _between(
         if inner != ex.FALSE:
             sure = cl.relations(within, tiling)
             waiting = waiting.subtract(sure.full).coalesce()
+            found = replace(found, context=found.context.intersect(sure.context))
     if inner != ex.FALSE:
         full = [Piece(tiles=p) for p, _ in cl.best_split(sure.full, sure, within, tiling)]
     return full + [
