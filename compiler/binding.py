@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_expr import describe
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.kinds import show_type
 from attnc.dsl.parser import parse_expression
+from attnc.dsl.printer import show_expr
 from attnc.dsl.source import UNKNOWN, Span
 from attnc.dsl.suggest import did_you_mean
 
-Value: TypeAlias = "int | Fraction | bool | str | tuple[Value, ...]"
-"""A compile-time value: a rational parameter is a Fraction, an enum choice is a str."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Value: TypeAlias = "int | Fraction | float | bool | str | tuple[Value, ...] | ast.Expr"
+"""A compile-time value: a rational parameter is a Fraction, a real a float, an enum choice a str.
+
+A parameter of type pattern, or a list of these, holds what was written: an expression that names
+patterns. Whoever uses it looks the names up.
+"""
 Evaluate: TypeAlias = Callable[[ast.Expr, Mapping[str, Value]], Value]
 
 
@@ -27,9 +35,29 @@ def read_value(given: object, param: ast.Param) -> Value:
     A float is read as its shortest decimal text: 0.1 is exactly 1/10.
     Raises: ValueError with a message that names what was expected.
     """
+    if names_patterns(param.type):
+        return _read_patterns(given, param.type)
     if isinstance(given, str) and param.type.kind != "enum":
         given = _read_text(given, param)
     return _read(given, param.type)
+
+
+def names_patterns(type_: ast.Type) -> bool:
+    """Return whether a type is ``pattern``, or a list of them."""
+    return type_.kind == "pattern" or (type_.item is not None and names_patterns(type_.item))
+
+
+def _read_patterns(given: object, type_: ast.Type) -> ast.Expr:
+    """Read the name of a pattern (``"window(left: 8)"``), or a list of them."""
+    if isinstance(given, str):
+        try:
+            return parse_expression(given)
+        except CompileError as error:
+            raise ValueError(f"expected {describe(type_)}, found {given!r}") from error
+    if type_.item is None or not hasattr(given, "__iter__"):
+        raise ValueError(f"expected {describe(type_)}, found {given!r}")
+    items = tuple(_read_patterns(item, type_.item) for item in given)
+    return ast.ListOf(items=items)
 
 
 def _read(given: object, type_: ast.Type) -> Value:
@@ -55,6 +83,10 @@ def _read(given: object, type_: ast.Type) -> Value:
             number = _number(given)
             if number is not None:
                 return number
+        case "real":
+            number = _number(given)
+            if number is not None:
+                return float(number)
     raise ValueError(f"expected {describe(type_)}, found {given!r}")
 
 
@@ -109,6 +141,55 @@ def _literal(expr: ast.Expr, text: str, param: ast.Param) -> object:
     raise ValueError(f"expected {describe(param.type)}, found {text!r}")
 
 
+def read_array(given: Any, one: ast.Input) -> NDArray[Any]:
+    """Turn what was given for an input into its array: int64, bool or float64.
+
+    Lists of different lengths are filled up with -1 along axes that are declared ``*``.
+    Raises: ValueError with a message that names what was expected.
+    """
+    import numpy as np
+
+    what = f"{one.type.kind}[{', '.join('*' if d.extent is None else '.' for d in one.dims)}]"
+    given = given.tolist() if isinstance(given, np.ndarray) and given.dtype == object else given
+    if isinstance(given, list | tuple):
+        given = _filled(given, [d.extent is None for d in one.dims], what)
+    array = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    if array.ndim != len(one.dims):
+        raise ValueError(f"expected {what}, found {array.ndim} axes")
+    kind = array.dtype.kind
+    match one.type.kind:
+        case "int" if kind in "iu":
+            return array.astype(np.int64)
+        case "bool" if kind == "b" or (kind in "iu" and np.isin(array, (0, 1)).all()):
+            return array.astype(np.bool_)
+        case "real" if kind in "fiu":
+            return array.astype(np.float64)
+    raise ValueError(f"expected {what}, found elements of type {array.dtype}")
+
+
+def _filled(given: list[Any] | tuple[Any, ...], open_axes: list[bool], what: str) -> Any:
+    """Return nested lists as an array, filled up with -1 where an axis may be ragged."""
+    import numpy as np
+
+    level: list[Any] = [given]
+    sides: list[int] = []
+    for may_differ in open_axes:
+        parts = [() if part is _PADDING else part for part in level]
+        if not all(hasattr(part, "__len__") and not isinstance(part, str) for part in parts):
+            raise ValueError(f"expected {what}, found {len(sides)} axes")
+        lengths = {len(part) for part in parts}
+        if len(lengths) > 1 and not may_differ and _PADDING not in level:
+            raise ValueError(f"expected {what}, axis {len(sides)} has lists of different lengths")
+        sides.append(max(lengths, default=0))
+        level = [i for p in parts for i in (*p, *[_PADDING] * (sides[-1] - len(p)))]
+    if not level:
+        return np.zeros(sides, dtype=np.int64)
+    return np.array([-1 if item is _PADDING else item for item in level]).reshape(sides)
+
+
+_PADDING = object()
+
+
 def fit(value: Value, type_: ast.Type) -> Value:
     """Return a computed value in the form its parameter keeps it: an int in a rational widens."""
     if isinstance(value, tuple):
@@ -116,6 +197,8 @@ def fit(value: Value, type_: ast.Type) -> Value:
         return tuple(fit(item, type_.item) for item in value)
     if type_.kind == "rational" and isinstance(value, int):
         return Fraction(value)
+    if type_.kind == "real" and isinstance(value, int | Fraction):
+        return float(value)
     if type_.kind == "int" and isinstance(value, Fraction):
         assert value.denominator == 1
         return int(value)
@@ -137,8 +220,10 @@ def show_value(value: Value) -> str:
             if rest == 1 and value.denominator <= 10**6:
                 return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
             return f"{value.numerator}/{value.denominator}"
-        case _:
+        case int() | float() | str():
             return str(value)
+        case _:
+            return show_expr(value)
 
 
 def bind(
@@ -159,7 +244,9 @@ def bind(
             value = given[param.name]
             span = (spans or {}).get(param.name, UNKNOWN)
         elif param.default is not None:
-            value = fit(evaluate(param.default, bound), param.type)
+            value = param.default
+            if not names_patterns(param.type):
+                value = fit(evaluate(param.default, bound), param.type)
             span = param.default.span
         else:
             report(
@@ -174,7 +261,7 @@ def bind(
         bound[param.name] = value
         low = None if param.low is None else evaluate(param.low, bound)
         high = None if param.high is None else evaluate(param.high, bound)
-        for item in value if isinstance(value, tuple) else (value,):
+        for item in _scalars(value):
             if (low is not None and _less(item, low)) or (high is not None and _less(high, item)):
                 ends = f"{'' if low is None else show_value(low)}..{_or_blank(high)}"
                 report(
@@ -190,9 +277,18 @@ def bind(
     return bound
 
 
+def _scalars(value: Value) -> Iterator[Value]:
+    """Yield the numbers of a list, however deep."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _scalars(item)
+    else:
+        yield value
+
+
 def _less(one: Value, other: Value) -> bool:
-    assert isinstance(one, int | Fraction)
-    assert isinstance(other, int | Fraction)
+    assert isinstance(one, int | Fraction | float)
+    assert isinstance(other, int | Fraction | float)
     return one < other
 
 

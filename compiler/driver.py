@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from attnc.compiler.binding import Value, read_value
 from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.loaded import Loaded
 from attnc.compiler.passes.lower_ast import lower
 from attnc.compiler.passes.lower_expr import ExprLowering
 from attnc.compiler.passes.warn import warn
@@ -16,7 +15,15 @@ from attnc.dsl.check import check
 from attnc.dsl.check_expr import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion, read_source
-from attnc.dsl.resolve import STDLIB, Definition, Module, load_module, stdlib, stdlib_names
+from attnc.dsl.resolve import (
+    STDLIB,
+    Definition,
+    Module,
+    Named,
+    load_module,
+    stdlib_module,
+    stdlib_names,
+)
 from attnc.dsl.source import Source
 from attnc.dsl.suggest import did_you_mean
 
@@ -24,8 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from attnc.compiler.oracle import Scores
+
 Params = Mapping[str, object]
-Oracle = Callable[[int, int], "NDArray[np.bool_]"]
 T = TypeVar("T")
 
 CHECK_WORK, WARN_WORK = 100_000, 400
@@ -37,12 +45,12 @@ def load_file(
 ) -> Pattern:
     """Compile one pattern of a file to the pattern IR.
 
-    ``pattern`` None means the pattern called like the file, else the last one in it. Parameter
-    values may be Python numbers, lists, or text as in ``-D rates=[1,2]``.
+    ``pattern`` None means the one called like the file, else the last one in it. Parameter values
+    may be Python numbers, lists, or text as in ``-D rates=[1,2]``; inputs and sizes go by name too.
 
     Raises: CompileError with everything that is wrong.
     """
-    return _within_limits(lambda: _load(_module_of_file(path), pattern, params))
+    return loaded_file(path, pattern, params).ir
 
 
 def load_text(
@@ -54,19 +62,44 @@ def load_text(
     folder: str | Path | None = None,
 ) -> Pattern:
     """Compile one pattern of a text; ``folder`` is where its imports are looked up."""
-    return _within_limits(lambda: _load(_module_of_text(text, name, folder), pattern, params))
+    return loaded_text(text, pattern, params, name=name, folder=folder).ir
 
 
 def load_zoo(name: str, params: Params | None = None) -> Pattern:
     """Compile a stdlib pattern. Raises: CompileError with a suggestion for an unknown name."""
-    return _within_limits(lambda: _lower(_zoo(name), params, ()))
+    return loaded_zoo(name, params).ir
+
+
+def loaded_file(
+    path: str | Path, pattern: str | None = None, params: Params | None = None
+) -> Loaded:
+    """Check a file and take in what is given; lowering waits until the IR is asked for."""
+    return _within_limits(lambda: _load(_module_of_file(path), pattern, params))
+
+
+def loaded_text(
+    text: str,
+    pattern: str | None = None,
+    params: Params | None = None,
+    *,
+    name: str = "<text>",
+    folder: str | Path | None = None,
+) -> Loaded:
+    """Check a text, as ``loaded_file`` does; ``folder`` is where its imports are looked up."""
+    return _within_limits(lambda: _load(_module_of_text(text, name, folder), pattern, params))
+
+
+def loaded_zoo(name: str, params: Params | None = None) -> Loaded:
+    """Look a stdlib item up, as ``loaded_file`` does."""
+    return _within_limits(lambda: Loaded(_zoo(name), params))
 
 
 def open_file(
     path: str | Path, pattern: str | None = None, params: Params | None = None
-) -> tuple[Pattern, Oracle]:
+) -> tuple[Pattern, Loaded]:
     """Compile like ``load_file``, and return the oracle of the same text too: nq, nk -> mask."""
-    return _within_limits(lambda: _open(_module_of_file(path), pattern, params))
+    loaded = loaded_file(path, pattern, params)
+    return loaded.ir, loaded
 
 
 def open_text(
@@ -76,14 +109,16 @@ def open_text(
     *,
     name: str = "<text>",
     folder: str | Path | None = None,
-) -> tuple[Pattern, Oracle]:
+) -> tuple[Pattern, Loaded]:
     """Compile like ``load_text``, and return the oracle too."""
-    return _within_limits(lambda: _open(_module_of_text(text, name, folder), pattern, params))
+    loaded = loaded_text(text, pattern, params, name=name, folder=folder)
+    return loaded.ir, loaded
 
 
-def open_zoo(name: str, params: Params | None = None) -> tuple[Pattern, Oracle]:
+def open_zoo(name: str, params: Params | None = None) -> tuple[Pattern, Loaded]:
     """Compile like ``load_zoo``, and return the oracle too."""
-    return _within_limits(lambda: _opened(_zoo(name), params, ()))
+    loaded = loaded_zoo(name, params)
+    return loaded.ir, loaded
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -126,29 +161,61 @@ def check_text(
 
 
 def dense(
-    file: str | Path, pattern: str | None, params: Params | None, nq: int, nk: int
+    file: str | Path,
+    pattern: str | None,
+    params: Params | None,
+    nq: int | None = None,
+    nk: int | None = None,
+    **given: Any,
 ) -> NDArray[np.bool_]:
-    """Return the mask of a file's pattern, or of a zoo name, by the oracle.
+    """Return the mask of a file's pattern, or of a zoo name, by the oracle (``Loaded.__call__``).
 
     Shape: ``[heads or 1, nq, nk]``.
     """
-    def mask() -> NDArray[np.bool_]:
-        if not Path(file).exists() and str(file) in stdlib_names():
-            return _dense(_zoo(str(file)), params, nq, nk)
-        return _dense(_choose(_checked(_module_of_file(file))[0], pattern), params, nq, nk)
-
-    return _within_limits(mask)
+    return loaded_any(file, pattern, params)(nq, nk, **given)
 
 
 def dense_text(
-    text: str, pattern: str | None, params: Params | None, nq: int, nk: int
+    text: str,
+    pattern: str | None,
+    params: Params | None,
+    nq: int | None = None,
+    nk: int | None = None,
+    **given: Any,
 ) -> NDArray[np.bool_]:
     """Return the mask of a text's pattern by the oracle. Shape: ``[heads or 1, nq, nk]``."""
-    def mask() -> NDArray[np.bool_]:
-        module, _ = _checked(_module_of_text(text, "<text>", None))
-        return _dense(_choose(module, pattern), params, nq, nk)
+    return loaded_text(text, pattern, params)(nq, nk, **given)
 
-    return _within_limits(mask)
+
+def scores(
+    file: str | Path,
+    pattern: str | None,
+    params: Params | None,
+    nq: int | None = None,
+    nk: int | None = None,
+    **given: Any,
+) -> Scores:
+    """Return the scores of a score or attention by the oracle (``Loaded.scores``)."""
+    return loaded_any(file, pattern, params).scores(nq, nk, **given)
+
+
+def scores_text(
+    text: str,
+    pattern: str | None,
+    params: Params | None,
+    nq: int | None = None,
+    nk: int | None = None,
+    **given: Any,
+) -> Scores:
+    """Return the scores of a text's score or attention by the oracle."""
+    return loaded_text(text, pattern, params).scores(nq, nk, **given)
+
+
+def loaded_any(file: str | Path, pattern: str | None, params: Params | None) -> Loaded:
+    """Load a path, else the zoo item of that name. A path wins."""
+    if not Path(file).exists() and str(file) in stdlib_names():
+        return loaded_zoo(str(file), params)
+    return loaded_file(file, pattern, params)
 
 
 # ------------------------------------------------------------------------------------- steps
@@ -191,42 +258,29 @@ def _checked(loaded: _Loaded) -> tuple[Module, tuple[Diagnostic, ...]]:
     return module, found
 
 
-def _load(loaded: _Loaded, pattern: str | None, params: Params | None) -> Pattern:
+def _load(loaded: _Loaded, pattern: str | None, params: Params | None) -> Loaded:
     module, warnings = _checked(loaded)
-    return _lower(_choose(module, pattern), params, warnings)
+    return Loaded(_choose(module, pattern), params, warnings)
 
 
-def _open(loaded: _Loaded, pattern: str | None, params: Params | None) -> tuple[Pattern, Oracle]:
-    module, warnings = _checked(loaded)
-    return _opened(_choose(module, pattern), params, warnings)
-
-
-def _opened(
-    definition: Definition, params: Params | None, warnings: tuple[Diagnostic, ...]
-) -> tuple[Pattern, Oracle]:
-    given = dict(params or {})
-
-    def oracle(nq: int, nk: int) -> NDArray[np.bool_]:
-        return _within_limits(lambda: _dense(definition, given, nq, nk))
-
-    return _lower(definition, given, warnings), oracle
-
-
-def _choose(module: Module, pattern: str | None) -> Definition:
-    """Return the pattern asked for: by default the one called like the file, else the last."""
+def _choose(module: Module, pattern: str | None) -> Named[Any]:
+    """Return the item asked for: by default the one called like the file, else the last."""
     name = pattern or module.main
     if name is None:
         raise _refusal(
             "ATT0202", f"`{module.source.name}` defines no pattern",
             "write one: `pattern p = { q -> k : k <= q }`",
         )  # fmt: skip
-    if name not in module.patterns:
-        has = ", ".join(f"`{p}`" for p in module.patterns) or "none"
+    own = module.own
+    found = own.patterns.get(name) or own.attentions.get(name) or own.scores.get(name)
+    if found is None:
+        names = (*own.patterns, *own.attentions, *own.scores)
+        has = ", ".join(f"`{p}`" for p in names) or "none"
         raise _refusal(
             "ATT0202", f"`{module.source.name}` has no pattern `{name}`",
-            did_you_mean(name, module.patterns) or f"its patterns: {has}",
+            did_you_mean(name, names) or f"its patterns: {has}",
         )  # fmt: skip
-    return module.patterns[name]
+    return found
 
 
 def _known(name: str) -> str:
@@ -238,65 +292,12 @@ def _known(name: str) -> str:
     return name
 
 
-def _zoo(name: str) -> Definition:
-    return stdlib(_known(name))
+def _zoo(name: str) -> Named[Any]:
+    return _choose(stdlib_module(_known(name)), name)
 
 
 def _refusal(code: str, message: str, help: str) -> CompileError:
     return CompileError([Diagnostic(code=code, message=message, help=help)])
-
-
-def _lower(
-    definition: Definition, params: Params | None, warnings: tuple[Diagnostic, ...]
-) -> Pattern:
-    pattern = lower(definition, _values(definition, params or {}))
-    return replace(pattern, warnings=(*warnings, *warn(pattern, definition)))
-
-
-def _dense(
-    definition: Definition, params: Params | None, nq: int, nk: int
-) -> NDArray[np.bool_]:
-    from attnc.compiler.oracle import dense as oracle
-
-    for name, length in (("nq", nq), ("nk", nk)):
-        if length < 0:
-            raise ValueError(f"{name} is {length}; a length is 0 or more")
-    values = _values(definition, params or {})
-    lower(definition, values)  # reports what only parameter values show, zero divisors and such
-    return oracle(definition, values, nq, nk)
-
-
-def _values(definition: Definition, given: Params) -> dict[str, Value]:
-    """Read parameter values given from outside, each for the file's or the pattern's parameter."""
-    params = {p.name: p for p in (*definition.module.params, *definition.pattern.params)}
-    values: dict[str, Value] = {}
-    found: list[Diagnostic] = []
-    for name, value in given.items():
-        if name not in params:
-            has = ", ".join(f"`{p}`" for p in params) or "no parameters"
-            found.append(
-                Diagnostic(
-                    code="ATT0206",
-                    message=f"`{definition.pattern.name}` has no parameter `{name}`",
-                    help=did_you_mean(name, params) or f"it has {has}",
-                )
-            )
-            continue
-        try:
-            values[name] = read_value(value, params[name])
-        except ValueError as error:
-            found.append(
-                Diagnostic(
-                    code="ATT0301",
-                    message=f"parameter `{name}`: {error}",
-                    notes=(f"declared in {definition.module.source.name}, "
-                           f"line {params[name].span.line}",),
-                    help="give a value of that type",
-                )
-            )  # fmt: skip
-    if found:
-        raise CompileError(found)
-    return values
 
 
 def _check(
@@ -323,7 +324,7 @@ def _check(
             break
         counter = ExprLowering()
         try:
-            values = _values(definition, given)
+            values = Loaded(definition, given).values
             wrong += warn(lower(definition, values, counter), definition)
         except CompileError as error:
             wrong += error.diagnostics

@@ -26,10 +26,19 @@ def next_where(flags: NDArray[Any]) -> Ints:
     return np.minimum.accumulate(here[..., ::-1], axis=-1)[..., ::-1].astype(np.int64)
 
 
-def prefix_sum(x: NDArray[Any]) -> Ints:
-    """The sum of all before each position, and the total at the end. Shape: ``n -> n + 1``."""
-    zero = np.zeros((*x.shape[:-1], 1), dtype=np.int64)
-    return np.concatenate([zero, np.cumsum(x.astype(np.int64), axis=-1)], axis=-1)
+def prefix_sum(x: NDArray[Any]) -> NDArray[Any]:
+    """The sum of all before each position, and the total at the end; float64 of reals.
+
+    Shape: ``[..., n] -> [..., n + 1]``.
+    """
+    dtype = np.float64 if x.dtype.kind == "f" else np.int64
+    zero = np.zeros((*x.shape[:-1], 1), dtype=dtype)
+    return np.concatenate([zero, np.cumsum(x.astype(dtype), axis=-1)], axis=-1)
+
+
+def transpose(x: NDArray[Any]) -> NDArray[Any]:
+    """The last two axes exchanged. Shape: ``[..., m, n] -> [..., n, m]``."""
+    return np.swapaxes(x, -1, -2)
 
 
 def differences(x: NDArray[Any]) -> Ints:
@@ -112,6 +121,7 @@ def _merge_row(kept: Flags, verticals: list[int], slashes: list[int], end: int, 
 TRANSFORMS: dict[str, Callable[..., NDArray[Any]]] = {
     "next_where": next_where,
     "prefix_sum": prefix_sum,
+    "transpose": transpose,
     "differences": differences,
     "repeat": repeat,
     "khop": khop,

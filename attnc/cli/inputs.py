@@ -12,7 +12,7 @@ from attnc.cli.terminal import show_diagnostics
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
-    from attnc.compiler.driver import Oracle
+    from attnc.compiler.loaded import Loaded
     from attnc.compiler.ir.pattern import Pattern
     from attnc.dsl.source import Source
 
@@ -27,7 +27,7 @@ def load_pattern(file: str, pattern_name: str | None, defines: Mapping[str, str]
 
 def open_pattern(
     file: str, pattern_name: str | None, defines: Mapping[str, str]
-) -> tuple[Pattern, Oracle]:
+) -> tuple[Pattern, Loaded]:
     """Load one pattern, as ``load_pattern`` does, and its oracle: nq, nk -> dense mask."""
     from attnc.compiler import driver
 

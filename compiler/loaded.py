@@ -1,0 +1,261 @@
+"""A checked item with what was given for it -> its pattern IR, its mask, its scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from attnc.compiler.binding import Value, read_value
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.passes.lower_ast import lower
+from attnc.compiler.passes.warn import warn
+from attnc.dsl import nodes as ast
+from attnc.dsl.diagnostics import CompileError, Diagnostic
+from attnc.dsl.limits import deep_recursion
+from attnc.dsl.resolve import Module, Named
+from attnc.dsl.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from attnc.compiler.oracle import Given, Scores
+
+UNKNOWN_SIZE = "ATT0213"
+
+
+class Loaded:
+    """A pattern, score or attention that was checked, and what was given for it by name.
+
+    ``given`` may hold parameters, inputs (run-time tensors) and sizes (symbolic extents, sides of
+    inputs). Called with lengths, it is the oracle: ``loaded(16, 16)`` is the dense mask.
+    """
+
+    def __init__(
+        self,
+        named: Named[Any],
+        given: Mapping[str, object] | None = None,
+        warnings: tuple[Diagnostic, ...] = (),
+        layer: int | None = None,
+    ) -> None:
+        self.named = named
+        self.values: dict[str, Value] = {}
+        self.inputs: dict[str, object] = {}
+        self.sizes: dict[str, int] = {}
+        self.warnings = warnings
+        self.layer = layer
+        self._ir: Pattern | None = None
+        self._take(dict(given or {}))
+
+    @property
+    def name(self) -> str:
+        """The name it was defined with."""
+        name: str = self.named.item.name
+        return name
+
+    @property
+    def ir(self) -> Pattern:
+        """The pattern IR, with general sizes as far as that can be.
+
+        Raises: CompileError where the values do not fit, or a size that must be known is not.
+        """
+        if self._ir is None:
+            with deep_recursion():
+                self._ir = self._lowered()
+        return self._ir
+
+    def at_layer(self, layer: int) -> Loaded:
+        """Return the same for one layer."""
+        other = Loaded(self.named, {}, self.warnings, layer)
+        other.values, other.inputs, other.sizes = self.values, self.inputs, self.sizes
+        return other
+
+    def __call__(
+        self,
+        nq: int | None = None,
+        nk: int | None = None,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+        layer: int | None = None,
+    ) -> NDArray[np.bool_]:
+        """Return the mask by the oracle; lengths that the rest determines may be left out.
+
+        Shape: ``[heads or 1, nq, nk]``, with layers of which none is chosen in front.
+        Raises: CompileError where something is missing or does not fit.
+        """
+        from attnc.compiler.oracle import dense
+
+        given = self._given(nq, nk, inputs, extents, layer)
+        try:
+            return dense(self.named, given)
+        except (ArithmeticError, IndexError):
+            lower(self.named, self.values)  # says what only parameter values show
+            raise
+
+    def scores(
+        self,
+        nq: int | None = None,
+        nk: int | None = None,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+        layer: int | None = None,
+        dot: Any = 0.0,
+    ) -> Scores:
+        """Return what the softmax runs over, before the mask, by the oracle.
+
+        ``dot`` is the scaled product, broadcast to ``[heads or 1, nq, nk]``.
+        """
+        from attnc.compiler.oracle import scores
+
+        given = self._given(nq, nk, inputs, extents, layer)
+        try:
+            return scores(self.named, given, dot)
+        except (ArithmeticError, IndexError):
+            lower(self.named, self.values)
+            raise
+
+    def _given(
+        self,
+        nq: int | None,
+        nk: int | None,
+        inputs: Mapping[str, object] | None,
+        extents: Mapping[str, int] | None,
+        layer: int | None,
+    ) -> Given:
+        from attnc.compiler.oracle import Given
+
+        for name, length in (("nq", nq), ("nk", nk), *(extents or {}).items()):
+            if length is not None and length < 0:
+                raise ValueError(f"{name} is {length}; a length is 0 or more")
+        all_inputs = {**self.inputs, **(inputs or {})}
+        self._refuse_unknown(inputs or {}, self._input_names(), "input")
+        self._refuse_unknown(extents or {}, self._size_names(), "extent")
+        chosen = self.layer if layer is None else layer
+        return Given(
+            self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen
+        )
+
+    def _lowered(self) -> Pattern:
+        try:
+            pattern = lower(self.named, self.values)
+        except CompileError as error:
+            if any(d.code != UNKNOWN_SIZE for d in error.diagnostics):
+                raise
+            from attnc.compiler.oracle import Given, sizes
+
+            known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
+            pattern = lower(self.named, {**self.values, **known})
+        return replace(pattern, warnings=(*self.warnings, *warn(pattern, self.named)))
+
+    # ---------------------------------------------------------------------- what was given
+
+    def _take(self, given: dict[str, object]) -> None:
+        params = {p.name: p for p in _params(self.named) if isinstance(p, ast.Param)}
+        found: list[Diagnostic] = []
+        for name, value in given.items():
+            if name in params:
+                try:
+                    self.values[name] = read_value(value, params[name])
+                except ValueError as error:
+                    found.append(self._wrong_value(params[name], error))
+            elif name in self._input_names():
+                self.inputs[name] = _literal(value)
+            elif name in self._size_names() and _is_size(value):
+                self.sizes[name] = int(str(value))
+            else:
+                found.append(self._unknown(name, "parameter"))
+        if found:
+            raise CompileError(found)
+
+    def _wrong_value(self, param: ast.Param, error: ValueError) -> Diagnostic:
+        where = f"{self.named.module.source.name}, line {param.span.line}"
+        return Diagnostic(
+            code="ATT0301", message=f"parameter `{param.name}`: {error}",
+            notes=(f"declared in {where}",), help="give a value of that type",
+        )  # fmt: skip
+
+    def _refuse_unknown(
+        self, given: Mapping[str, object], names: tuple[str, ...], what: str
+    ) -> None:
+        wrong = [self._unknown(name, what) for name in given if name not in names]
+        if wrong:
+            raise CompileError(wrong)
+
+    def _unknown(self, name: str, what: str) -> Diagnostic:
+        names = (*(p.name for p in _params(self.named)), *self._input_names())
+        names = tuple(dict.fromkeys((*names, *self._size_names())))
+        has = ", ".join(f"`{n}`" for n in names) or "no parameters"
+        return Diagnostic(
+            code="ATT0206", message=f"`{self.name}` has no {what} `{name}`",
+            help=did_you_mean(name, names) or f"it has {has}",
+        )  # fmt: skip
+
+    def _input_names(self) -> tuple[str, ...]:
+        """Return the inputs of the item and of all that it uses."""
+        used = (p.name for n in _reachable(self.named) for p in _params(n)
+                if isinstance(p, ast.Input))  # fmt: skip
+        return tuple(dict.fromkeys(used))
+
+    def _size_names(self) -> tuple[str, ...]:
+        """Return the symbolic extents and size variables of the item and of all that it uses."""
+        from attnc.compiler.oracle_space import free_names
+
+        names: dict[str, None] = {}
+        for named in _reachable(self.named):
+            item, module = named.item, named.module
+            taken = {"n", "nq", "nk", *(p.name for p in _params(named))}
+            parts = [d for p in _params(named) if isinstance(p, ast.Input) for d in p.dims]
+            parts += [part for part in (item.on, item.heads) if part is not None]
+            for part in parts:
+                names |= dict.fromkeys(sorted(free_names(part, module) - taken))
+        return tuple(names)
+
+
+def _params(named: Named[Any]) -> tuple[ast.Param | ast.Input, ...]:
+    """Return the parameters and inputs of an item and of its file."""
+    return (*named.module.params, *named.module.inputs, *named.item.params)
+
+
+def _reachable(named: Named[Any]) -> Iterator[Named[Any]]:
+    """Yield an item, and the patterns and scores that it names, directly or not."""
+    seen: set[Named[Any]] = set()
+    stack = [named]
+    while stack:
+        here = stack.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        yield here
+        module: Module = here.module
+        for node in ast.walk(here.item):
+            match node:
+                case ast.Reference(name=name) | ast.Name(name=name) | ast.Call(function=name):
+                    found = (module.find(name), module.find_score(name))
+                    stack += [other for other in found if other is not None]
+                case _:
+                    pass
+
+
+def _is_size(value: object) -> bool:
+    return not isinstance(value, bool) and str(value).isdecimal()
+
+
+def _literal(value: object) -> object:
+    """Return the value of an input that was given as text: a number, ``true``, a list."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as wrong:
+        raise CompileError(
+            [
+                Diagnostic(
+                    code="ATT0511", message=f"an input is not a number or a list: {value!r}",
+                    help="write `5`, `[0, 0, 1]`, or give a file with `-I`",
+                )
+            ]
+        ) from wrong  # fmt: skip
