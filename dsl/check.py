@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import islice
+from typing import TypeAlias
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_expr import LENGTHS, MAX_FOUND, Entry, ExprChecker, Scope
+from attnc.dsl.check_base import LENGTHS, MAX_FOUND, Entry, Memory, Scope
+from attnc.dsl.check_call import arguments
+from attnc.dsl.check_pairs import PairChecker
+from attnc.dsl.check_space import PLAIN
+from attnc.dsl.cycles import cycles
 from attnc.dsl.diagnostics import Diagnostic
-from attnc.dsl.kinds import BOOL, INT, Kind, Time, show_type
-from attnc.dsl.resolve import Definition, Module, cycles
-from attnc.dsl.source import Span
+from attnc.dsl.kinds import BOOL, INT, LAYER, Kind, Time, of_patterns, show_type
+from attnc.dsl.resolve import Module, Named
+
+__all__ = ["arguments", "check"]
+
+_Whole: TypeAlias = "ast.PatternDef | ast.Score | ast.Attention"
 
 
 def check(module: Module) -> tuple[Diagnostic, ...]:
@@ -20,6 +27,7 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
     pattern is lowered with its parameters. At most ``MAX_FOUND`` are returned.
     """
     found: list[Diagnostic] = []
+    memory = Memory()
     seen: set[int] = set()
     pending = [module]
     while pending:
@@ -27,46 +35,57 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        checker = _Checker(current)
+        checker = _Checker(current, memory)
         checker.file()
         found += checker.found[: MAX_FOUND - len(found)]
-        if current is module and not checker.found:
+        if current is module and not any(d.severity == "error" for d in checker.found):
             found += checker.unused()  # beside an error, such as a misspelt name, it is an echo
-        pending += [d.module for d in current.imports.values()]
+        pending += current.imported.modules()
     return tuple(sorted(found, key=lambda d: d.severity != "error"))
 
 
-class _Checker(ExprChecker):
+class _Checker(PairChecker):
     """Checks one module; diagnostics gather in ``found``."""
 
-    def __init__(self, module: Module) -> None:
-        super().__init__()
-        self.module = module
+    def inside(self, named: Named[ast.Fn]) -> _Checker:
+        checker = _Checker(named.module, self.memory, self.depth + 1)
+        checker.scoring = self.scoring
+        return checker
 
     def file(self) -> None:
         self.found += islice(cycles(self.module), MAX_FOUND)
         shared: Scope = dict(LENGTHS)
         for param in self.module.params:
             self.param(param, shared)
+        values = {n: e for n, e in shared.items() if n not in LENGTHS}
+        self.inputs(self.module.inputs, shared, self.module.heads)
         if self.module.heads is not None:
-            self.heads(self.module.heads, shared)
+            self.head_count(self.module.heads, shared)
         for item in self.module.file.items:
-            if isinstance(item, ast.PatternDef):
-                self.pattern(item, dict(shared))
+            match item:
+                case ast.Fn():
+                    self.fn(item, values)
+                case ast.SpaceDef():
+                    self.side(item.space, dict(shared), "")
+                case ast.PatternDef() | ast.Score() | ast.Attention():
+                    self.whole(item, dict(shared))
+                case ast.Import() | ast.Param() | ast.Heads() | ast.Input():
+                    pass
 
     def param(self, param: ast.Param, scope: Scope) -> None:
         """Check a parameter's type, bounds and default, then bring it into scope."""
-        type_ = param.type
-        scalar = type_.item if type_.kind == "list" and type_.item else type_
+        type_ = scalar = param.type
+        while scalar.item is not None:
+            scalar = scalar.item
         for bound in (param.low, param.high):
             if bound is None:
                 continue
-            if scalar.kind not in ("int", "rational"):
+            if scalar.kind not in ("int", "rational", "real"):
                 self.error(
                     "ATT0301",
                     f"a parameter of type {show_type(type_)} cannot have a range",
                     bound.span,
-                    help="ranges are for int and rational; for a few words use `one of a, b`",
+                    help="ranges are for numbers; for a few words use `one of a, b`",
                 )
                 break
             self.known(bound, self.need(bound, scope, scalar), "the end of a range")
@@ -79,168 +98,82 @@ class _Checker(ExprChecker):
                 break
         scope[param.name] = Entry(Kind(type_, Time.COMPILE), param)
 
-    def heads(self, heads: ast.Heads, scope: Scope) -> None:
+    def fn(self, fn: ast.Fn, values: Scope) -> None:
+        """Check an fn for arguments that are known at compile time; calls check it for theirs."""
+        for param in fn.params:
+            if of_patterns(param.type):
+                self.error(
+                    "ATT0301", "an fn takes no patterns", param.span,
+                    help="fns compute values; a `pattern` may take patterns",
+                )  # fmt: skip
+            if param.default is not None:
+                kind = self.need(param.default, values, param.type)
+                self.known(param.default, kind, "a default value")
+        _, wrong = self.fn_body(self.module.own.fns[fn.name], {})
+        if wrong is not None:
+            self.found.append(wrong)
+
+    def head_count(self, heads: ast.Heads, scope: Scope) -> None:
         self.known(heads.count, self.need(heads.count, scope, INT), "the number of heads")
 
-    def pattern(self, pattern: ast.PatternDef, scope: Scope) -> None:
-        for param in pattern.params:
-            self.param(param, scope)
-        heads = pattern.heads or self.module.heads
-        if pattern.heads is not None:
-            self.heads(pattern.heads, scope)
-        self.pairs(pattern.body, scope, heads)
+    def whole(self, item: _Whole, scope: Scope) -> None:
+        """Check a pattern, a score or an attention."""
+        self.heads = item.heads or self.module.heads
+        layers = item.layers if isinstance(item, ast.PatternDef) else None
+        for param in item.params:
+            if isinstance(param, ast.Param):
+                self.param(param, scope)
+        inputs = tuple(p for p in item.params if isinstance(p, ast.Input))
+        self.inputs(inputs, scope, self.heads, layers)
+        self.sides = self.on(item.on, scope)
+        if item.heads is not None:
+            self.head_count(item.heads, scope)
+        if layers is not None:
+            self.known(layers.count, self.need(layers.count, scope, INT), "the number of layers")
+            scope[layers.var] = Entry(Kind(INT, Time.COMPILE, LAYER))
+        match item:
+            case ast.PatternDef():
+                for require in item.requires:
+                    kind = self.need(require.condition, scope, BOOL)
+                    self.known(require.condition, kind, "a demand on the parameters")
+                self.pairs(item.body, scope)
+            case ast.Score():
+                self.score(item.body, scope)
+            case ast.Attention():
+                self.attention(item, scope)
+        self.heads, self.sides = None, (PLAIN, PLAIN)
 
-    def pairs(self, part: ast.Set, scope: Scope, heads: ast.Heads | None) -> None:
-        # A stack, not recursion: `a - b - c ...` is a chain as deep as it is long.
-        stack: list[ast.Set] = [part]
-        while stack:
-            match stack.pop():
-                case ast.Builder() as builder:
-                    self.builder(builder, scope, heads)
-                case ast.Reference() as reference:
-                    self.reference(reference, scope)
-                case ast.SetUnion(parts=parts) | ast.SetIntersection(parts=parts):
-                    stack += reversed(parts)
-                case ast.SetDifference(left=left, right=right):
-                    stack += (right, left)
-                case ast.SetComplement(part=inner):
-                    stack.append(inner)
-                case ast.SetIf(condition=condition, then=then, otherwise=otherwise):
-                    kind = self.need(condition, scope, BOOL)
-                    self.known(
-                        condition, kind, "a condition that chooses between sets",
-                        "put a condition on positions inside the set: `{ q -> k : c and ... }`",
-                    )  # fmt: skip
-                    stack += (otherwise, then)
-
-    def builder(self, builder: ast.Builder, scope: Scope, heads: ast.Heads | None) -> None:
-        inner = dict(scope)
-        names = [builder.query, builder.key, *([builder.head] if builder.head else [])]
-        for name in names:
-            if names.count(name) > 1:
-                self.error(
-                    "ATT0203", f"`{name}` names two coordinates of one set", builder.span,
-                    help="give the query, the key and the head different names",
-                )  # fmt: skip
-                return
-        for name in names[:2]:
-            inner[name] = Entry(Kind(INT, Time.RUN))
-        if builder.head:
-            inner[builder.head] = Entry(Kind(INT, Time.EACH))
-            if heads is None:
-                self.error(
-                    "ATT0209", "the number of heads is not known here", builder.span,
-                    help=f"say it after the name: `pattern p heads {builder.head}: 8 = ...`",
-                )  # fmt: skip
-        self.head_name = heads.var if heads and heads.var not in inner else None
-        self.need(builder.predicate, inner, BOOL)
-        self.head_name = None
-
-    def reference(self, reference: ast.Reference, scope: Scope) -> None:
-        target = self.module.find(reference.name)
-        if reference.name in self.module.missing - self.module.patterns.keys():
-            for argument in reference.args:  # the import of the name has been reported
-                self.expr(argument.value, scope)
-            return
-        if target is None:
-            shape = f"`{{ q -> k : ... }}`, or define `pattern {reference.name} = ...`"
-            self.error(
-                "ATT0202", f"there is no pattern `{reference.name}`",
-                reference.name_span if reference.name_span.source else reference.span,
-                help=self.suggest(reference.name, self.module.names()) or f"write a set, {shape}",
-            )  # fmt: skip
-            for argument in reference.args:
-                self.expr(argument.value, scope)
-            return
-        wanted = arguments(target, self.module)
-        given: set[str] = set()
-        own = [p.name for p in target.pattern.params]
-        for position, argument in enumerate(reference.args):
-            param = self.argument(argument, position, target, wanted, own, given)
-            if param is None:
-                self.expr(argument.value, scope)
-                continue
-            given.add(param.name)
-            kind = self.need(argument.value, scope, param.type)
-            self.known(
-                argument.value, kind, f"argument `{param.name}` of `{reference.name}`",
-                "patterns take compile-time values; write this one out as a set",
-            )  # fmt: skip
-        for name, param in wanted.items():
-            if name not in given and param.default is None:
-                self.error(
-                    "ATT0207", f"`{reference.name}` needs a value for `{name}`", reference.span,
-                    help=f"write `{reference.name}({name}: ...)`",
-                )  # fmt: skip
-
-    def argument(
-        self,
-        argument: ast.Argument,
-        position: int,
-        target: Definition,
-        wanted: Mapping[str, ast.Param],
-        own: list[str],
-        given: set[str],
-    ) -> ast.Param | None:
-        """Return the parameter that an argument is for, or report and return None."""
-        name = target.pattern.name
-        if argument.name is None:
-            if position >= len(own):
-                most = f"{len(own)} argument{'s' * (len(own) != 1)}"
-                self.error(
-                    "ATT0302", f"`{name}` takes {most if own else 'no arguments'}", argument.span,
-                    help=f"it is declared as {signature(target)}",
-                )  # fmt: skip
-                return None
-            if own[position] in given:
-                self.twice(own[position], name, argument.span)
-                return None
-            return wanted[own[position]]
-        if argument.name in given:
-            self.twice(argument.name, name, argument.span)
-            return None
-        if argument.name not in wanted:
-            self.error(
-                "ATT0206", f"`{name}` has no parameter `{argument.name}`", argument.span,
-                help=self.suggest(argument.name, wanted)
-                or f"it is declared as {signature(target)}",
-            )  # fmt: skip
-            return None
-        return wanted[argument.name]
-
-    def twice(self, param: str, pattern: str, span: Span) -> None:
-        self.error("ATT0206", f"`{pattern}` gets `{param}` twice", span, help="keep one of the two")
+    # ------------------------------------------------------------------------------- warnings
 
     def unused(self) -> list[Diagnostic]:
-        """Return a warning for every parameter that nothing reads."""
-        owners: list[tuple[ast.Param, str]] = [(p, "no pattern") for p in self.module.params]
-        for item in self.module.file.items:
-            if isinstance(item, ast.PatternDef):
-                owners += [(p, f"pattern `{item.name}` never") for p in item.params]
-        idle = ((param, who) for param, who in owners if id(param) not in self.used)
-        return [
-            Diagnostic(
-                code="ATT0210",
-                severity="warning",
-                message=f"parameter `{param.name}` is never used",
-                span=param.span,
-                label=f"{who} reads it",
-                help="use it or remove it",
+        """Return a warning for every parameter, input, fn and space that nothing reads."""
+        idle: list[tuple[ast.Param | ast.Input | ast.Fn | ast.SpaceDef, str]] = []
+        items = self.module.file.items
+        whole = [i for i in items if isinstance(i, ast.PatternDef | ast.Score | ast.Attention)]
+        for item in items:
+            match item:
+                case ast.Param() | ast.Input():
+                    idle.append((item, "nothing"))
+                case ast.Fn() | ast.SpaceDef() if whole:
+                    idle.append((item, "nothing"))
+                case ast.PatternDef() | ast.Score() | ast.Attention():
+                    word = type(item).__name__.removesuffix("Def").lower()
+                    idle += [(p, f"{word} `{item.name}` never") for p in item.params]
+                case _:
+                    pass
+        found = []
+        for node, who in islice((i for i in idle if id(i[0]) not in self.memory.used), MAX_FOUND):
+            sort = {"Param": "parameter", "SpaceDef": "space"}.get(type(node).__name__, "")
+            sort = sort or type(node).__name__.lower()
+            reads = "no pattern" if who == "nothing" and sort == "parameter" else who
+            found.append(
+                Diagnostic(
+                    code="ATT0210",
+                    severity="warning",
+                    message=f"{sort} `{node.name}` is never used",
+                    span=node.name_span if isinstance(node, ast.Fn) else node.span,
+                    label=f"{reads} reads it",
+                    help="use it or remove it",
+                )
             )
-            for param, who in islice(idle, MAX_FOUND)
-        ]
-
-
-def arguments(target: Definition, caller: Module | None) -> dict[str, ast.Param]:
-    """Return the parameters a reference may give: the pattern's own and, from another file, by
-    name only, those of the pattern's file."""
-    params = list(target.pattern.params)
-    if target.module is not caller:
-        params += target.module.params
-    return {p.name: p for p in params}
-
-
-def signature(target: Definition) -> str:
-    """Return a pattern's head line, for messages."""
-    inside = ", ".join(f"{p.name}: {show_type(p.type)}" for p in target.pattern.params)
-    return f"`{target.pattern.name}({inside})`" if inside else f"`{target.pattern.name}`"
+        return found

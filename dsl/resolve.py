@@ -1,4 +1,4 @@
-"""Files -> modules: imports followed, patterns found by name, cycles and duplicates refused."""
+"""Files -> modules: imports followed, items found by name, duplicates refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
@@ -20,13 +21,81 @@ MAX_DUPLICATES = 20
 
 STDLIB = Path(__file__).resolve().parent / "stdlib"
 
+ItemT = TypeVar("ItemT", covariant=True)
+
 
 @dataclass(frozen=True, eq=False)
-class Definition:
+class Named(Generic[ItemT]):
+    """An item and the module whose names it may use. Compared by identity."""
+
+    item: ItemT
+    module: Module
+
+
+@dataclass(frozen=True, eq=False)
+class Definition(Named[ast.PatternDef]):
     """A pattern and the module whose names its body may use."""
 
-    pattern: ast.PatternDef
-    module: Module
+    @property
+    def pattern(self) -> ast.PatternDef:
+        """The pattern as it was written."""
+        return self.item
+
+
+@dataclass(eq=False)
+class Names:
+    """What a file defines, or what it imports, by sort and name, in the order of the file."""
+
+    patterns: dict[str, Definition] = field(default_factory=dict)
+    scores: dict[str, Named[ast.Score]] = field(default_factory=dict)
+    attentions: dict[str, Named[ast.Attention]] = field(default_factory=dict)
+    fns: dict[str, Named[ast.Fn]] = field(default_factory=dict)
+    spaces: dict[str, Named[ast.SpaceDef]] = field(default_factory=dict)
+    inputs: dict[str, Named[ast.Input]] = field(default_factory=dict)
+
+    def add(self, item: ast.Item, module: Module) -> None:
+        """Take in an item that defines a name; of two with one name the first counts."""
+        match item:
+            case ast.PatternDef():
+                self.patterns.setdefault(item.name, Definition(item, module))
+            case ast.Score():
+                self.scores.setdefault(item.name, Named(item, module))
+            case ast.Attention():
+                self.attentions.setdefault(item.name, Named(item, module))
+            case ast.Fn():
+                self.fns.setdefault(item.name, Named(item, module))
+            case ast.SpaceDef():
+                self.spaces.setdefault(item.name, Named(item, module))
+            case ast.Input():
+                self.inputs.setdefault(item.name, Named(item, module))
+            case ast.Import() | ast.Param() | ast.Heads():
+                pass
+
+    def take(self, name: str, other: Names) -> bool:
+        """Take in all that another file calls ``name``; return whether there was anything."""
+        found = False
+        for mine, theirs in zip(self._sorts(), other._sorts(), strict=True):
+            if name in theirs:
+                mine.setdefault(name, theirs[name])
+                found = True
+        return found
+
+    def sort(self, name: str) -> str:
+        """Return "pattern", "score", ... for what ``name`` is, "" where it is nothing."""
+        words = ("pattern", "score", "attention", "fn", "space", "input")
+        return next((w for w, s in zip(words, self._sorts(), strict=True) if name in s), "")
+
+    def modules(self) -> Iterator[Module]:
+        """Yield the module of each item."""
+        return (named.module for sort in self._sorts() for named in sort.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(*self._sorts())
+
+    def _sorts(self) -> tuple[dict[str, Any], ...]:
+        return (
+            self.patterns, self.scores, self.attentions, self.fns, self.spaces, self.inputs,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +105,24 @@ class Module:
     source: Source
     folder: Path | None
     file: ast.File
-    patterns: dict[str, Definition] = field(default_factory=dict)
-    imports: dict[str, Definition] = field(default_factory=dict)
+    own: Names = field(default_factory=Names)
+    imported: Names = field(default_factory=Names)
     missing: set[str] = field(default_factory=set)  # imported names that were not found
+
+    @property
+    def patterns(self) -> dict[str, Definition]:
+        """The patterns that the file defines."""
+        return self.own.patterns
 
     @property
     def params(self) -> tuple[ast.Param, ...]:
         """The parameters of the file, shared by all its patterns."""
         return tuple(i for i in self.file.items if isinstance(i, ast.Param))
+
+    @property
+    def inputs(self) -> tuple[ast.Input, ...]:
+        """The inputs of the file, imported ones first, shared by all its patterns."""
+        return tuple(n.item for n in {**self.imported.inputs, **self.own.inputs}.values())
 
     @property
     def heads(self) -> ast.Heads | None:
@@ -52,35 +131,100 @@ class Module:
 
     @property
     def main(self) -> str | None:
-        """The pattern a file is loaded for: the one called like the file, else its last."""
+        """What a file is loaded for: the pattern, attention, score or fn called like the file.
+
+        Else its last pattern or attention, else its last score, else its last fn.
+        """
+        own = self.own
         stem = Path(self.source.name).stem
-        return stem if stem in self.patterns else next(reversed(self.patterns), None)
+        if own.sort(stem) in ("pattern", "attention", "score", "fn"):
+            return stem
+        kinds = (ast.PatternDef, ast.Attention)
+        whole = [i.name for i in self.file.items if isinstance(i, kinds)]
+        return next(chain(reversed(whole), reversed(own.scores), reversed(own.fns)), None)
 
     def find(self, name: str) -> Definition | None:
         """Return the pattern called ``name``: of this file, else imported, else of the stdlib."""
-        found = self.patterns.get(name) or self.imports.get(name)
-        return found or (stdlib(name) if name in stdlib_names() else None)
+        found = self.own.patterns.get(name) or self.imported.patterns.get(name)
+        return found or _in_stdlib(name).patterns.get(name)
+
+    def find_score(self, name: str) -> Named[ast.Score] | None:
+        """Return the score called ``name``, looked up as a pattern is."""
+        found = self.own.scores.get(name) or self.imported.scores.get(name)
+        return found or _in_stdlib(name).scores.get(name)
+
+    def find_attention(self, name: str) -> Named[ast.Attention] | None:
+        """Return the attention called ``name``, looked up as a pattern is."""
+        found = self.own.attentions.get(name) or self.imported.attentions.get(name)
+        return found or _in_stdlib(name).attentions.get(name)
+
+    def find_fn(self, name: str) -> Named[ast.Fn] | None:
+        """Return the fn called ``name``, looked up as a pattern is."""
+        found = self.own.fns.get(name) or self.imported.fns.get(name)
+        return found or _in_stdlib(name).fns.get(name)
+
+    def find_space(self, name: str) -> Named[ast.SpaceDef] | None:
+        """Return the space called ``name``: of this file, else imported."""
+        return self.own.spaces.get(name) or self.imported.spaces.get(name)
+
+    def sort(self, name: str) -> str:
+        """Return what ``name`` is here: "pattern", "score", ...; "" where it is nothing."""
+        found = self.own.sort(name) or self.imported.sort(name)
+        return found or _in_stdlib(name).sort(name)
 
     def names(self) -> Iterator[str]:
-        """Yield every pattern name that a reference in this file may use."""
-        return chain(stdlib_names(), self.imports, self.patterns)
+        """Yield every name that this file may use for a pattern, a score or a function."""
+        return chain(stdlib_names(), self.imported, self.own)
 
 
 @cache
 def stdlib_names() -> tuple[str, ...]:
-    """Return the names of the stdlib patterns; a file there is called like its pattern."""
+    """Return the names of the stdlib files; each defines an item called like the file."""
     return tuple(sorted(p.stem for p in STDLIB.glob("*.attn")))
 
 
 @cache
-def stdlib(name: str) -> Definition:
-    """Return a stdlib pattern; only this file, and what it uses, is parsed."""
+def stdlib_module(name: str) -> Module:
+    """Return a stdlib file; only this file, and what it uses, is parsed."""
     path = STDLIB / f"{name}.attn"
     source = Source(f"stdlib/{name}.attn", path.read_text(encoding="utf-8"))
-    module, diagnostics = load_module(source, None)
-    if module is None or name not in module.patterns:
+    module, diagnostics = load_module(source, STDLIB, (path,))
+    if module is None or not module.own.sort(name):
         raise AssertionError(f"{path}: {diagnostics}")
-    return module.patterns[name]
+    return module
+
+
+def stdlib(name: str) -> Definition:
+    """Return a stdlib pattern."""
+    return stdlib_module(name).patterns[name]
+
+
+_NOTHING = Names()
+
+
+def _in_stdlib(name: str) -> Names:
+    """Return what the stdlib file called ``name`` defines, nothing where there is none."""
+    return stdlib_module(name).own if name in stdlib_names() else _NOTHING
+
+
+def as_set(expr: ast.Expr) -> ast.Reference | ast.SetIndex | None:
+    """Return the pattern that an argument or default of type ``pattern`` names, None if none.
+
+    ``window(left: 8)`` and ``causal`` are parsed as expressions there.
+    """
+    match expr:
+        case ast.Name(name=name, span=span):
+            return ast.Reference(name=name, args=(), span=span, name_span=span)
+        case ast.Call(function=name, args=args):
+            names = expr.names or (None,) * len(args)
+            given = tuple(
+                ast.Argument(name=n, value=a, span=a.span) for n, a in zip(names, args, strict=True)
+            )
+            return ast.Reference(name=name, args=given, span=expr.span, name_span=expr.name_span)
+        case ast.Index(base=ast.Name(name=name, span=span), index=index):
+            return ast.SetIndex(name=name, index=index, span=expr.span, name_span=span)
+        case _:
+            return None
 
 
 def load_module(
@@ -93,14 +237,10 @@ def load_module(
     diagnostics = list(found)
     module = Module(source, folder, file)
     for item in file.items:
-        match item:
-            case ast.Import():
-                diagnostics += _follow(module, item, above)
-                module.missing.update(n for n in item.names if n not in module.imports)
-            case ast.PatternDef():
-                module.patterns.setdefault(item.name, Definition(item, module))
-            case _:
-                pass
+        if isinstance(item, ast.Import):
+            diagnostics += _follow(module, item, above)
+            module.missing.update(n for n in item.names if not module.imported.sort(n))
+        module.own.add(item, module)
     diagnostics += islice(_duplicates(file), MAX_DUPLICATES)
     return module, tuple(diagnostics)
 
@@ -131,28 +271,40 @@ def _follow(module: Module, item: ast.Import, above: tuple[Path, ...]) -> Iterat
     if other is None:
         return
     for name in item.names:
-        if name in other.patterns:
-            module.imports.setdefault(name, other.patterns[name])
-        else:
-            known = did_you_mean(name, other.patterns)
-            has = ", ".join(f"`{p}`" for p in other.patterns) or "no pattern"
-            yield refuse(f'"{item.path}" has no pattern `{name}`', known or f"it has {has}")
+        if not module.imported.take(name, other.own):
+            known = did_you_mean(name, other.own)
+            has = ", ".join(f"`{n}`" for n in other.own) or "nothing to import"
+            yield refuse(f'"{item.path}" has no `{name}`', known or f"it has {has}")
 
 
 def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
-    """Yield one diagnostic for every name that a file gives to two things of one sort."""
-    patterns: dict[str, Span] = {}
-    params: dict[str, Span] = {}
+    """Yield one diagnostic for every name that a file gives to two things of one sort.
+
+    Patterns, scores, attentions and fns share their names; so do parameters and inputs.
+    """
+    definitions: dict[str, Span] = {}
+    values: dict[str, Span] = {}
+    spaces: dict[str, Span] = {}
     heads: Span | None = None
     for item in file.items:
         match item:
             case ast.Import(names=names):
                 for name in names:
-                    yield from _once(patterns, name, item.span, "pattern")
+                    yield from _once(definitions, name, item.span, "import")
             case ast.PatternDef(name=name):
-                yield from _once(patterns, name, item.name_span, "pattern")
+                yield from _once(definitions, name, item.name_span, "pattern")
+            case ast.Score(name=name):
+                yield from _once(definitions, name, item.name_span, "score")
+            case ast.Attention(name=name):
+                yield from _once(definitions, name, item.name_span, "attention")
+            case ast.Fn(name=name):
+                yield from _once(definitions, name, item.name_span, "fn")
+            case ast.SpaceDef(name=name):
+                yield from _once(spaces, name, item.span, "space")
             case ast.Param(name=name):
-                yield from _once(params, name, item.span, "parameter")
+                yield from _once(values, name, item.span, "parameter")
+            case ast.Input(name=name):
+                yield from _once(values, name, item.span, "input")
             case ast.Heads():
                 if heads is not None:
                     yield Diagnostic(
@@ -164,10 +316,15 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
                     )
                 heads = heads or item.span
     for item in file.items:
-        if isinstance(item, ast.PatternDef):
-            own = dict(params)
+        if isinstance(item, ast.PatternDef | ast.Score | ast.Attention):
+            own = dict(values)
             for param in item.params:
-                yield from _once(own, param.name, param.span, "parameter")
+                sort = "input" if isinstance(param, ast.Input) else "parameter"
+                yield from _once(own, param.name, param.span, sort)
+        elif isinstance(item, ast.Fn):
+            own = {}
+            for argument in item.params:
+                yield from _once(own, argument.name, argument.span, "parameter")
 
 
 def _once(seen: dict[str, Span], name: str, span: Span, sort: str) -> Iterator[Diagnostic]:
@@ -180,71 +337,4 @@ def _once(seen: dict[str, Span], name: str, span: Span, sort: str) -> Iterator[D
         span=span,
         notes=(f"first defined on line {seen[name].line}",),
         help="rename one of the two",
-    )
-
-
-def references(part: ast.Set) -> Iterator[ast.Reference]:
-    """Yield the pattern references in a set, in the order they are written."""
-    stack: list[ast.Set] = [part]
-    while stack:
-        match stack.pop():
-            case ast.Reference() as found:
-                yield found
-            case ast.SetUnion(parts=parts) | ast.SetIntersection(parts=parts):
-                stack += reversed(parts)
-            case ast.SetDifference(left=left, right=right):
-                stack += (right, left)
-            case ast.SetComplement(part=inner):
-                stack.append(inner)
-            case ast.SetIf(then=then, otherwise=otherwise):
-                stack += (otherwise, then)
-            case ast.Builder():
-                pass
-
-
-def cycles(module: Module) -> Iterator[Diagnostic]:
-    """Yield one diagnostic for every reference by which a pattern of the file uses itself."""
-    done: set[Definition] = set()
-    for start in module.patterns.values():
-        path: dict[Definition, None] = {}
-        walk: list[tuple[Definition, Iterator[ast.Reference]]] = []
-
-        def enter(
-            definition: Definition,
-            path: dict[Definition, None] = path,
-            walk: list[tuple[Definition, Iterator[ast.Reference]]] = walk,
-        ) -> None:
-            path[definition] = None
-            walk.append((definition, references(definition.pattern.body)))
-
-        if start not in done:
-            enter(start)
-        while walk:
-            definition, rest = walk[-1]
-            reference = next(rest, None)
-            if reference is None:
-                done.add(definition)
-                del path[definition]
-                walk.pop()
-                continue
-            target = definition.module.find(reference.name)
-            if target in path:
-                yield _cycle(reference, target, [d.pattern.name for d in path])
-            elif target is not None and target not in done:
-                enter(target)
-
-
-def _cycle(reference: ast.Reference, target: Definition, path: list[str]) -> Diagnostic:
-    name = target.pattern.name
-    loop = path[path.index(name):]
-    chain = " -> ".join((*loop, name)) if len(loop) < 8 else f"{name} -> ... -> {name}"
-    help_ = "a pattern is a set, not a procedure: write the union of its steps"
-    if name in stdlib_names() and len(loop) == 1:
-        help_ = f"to build on the `{name}` of the standard library, give this pattern another name"
-    return Diagnostic(
-        code="ATT0204",
-        message=f"pattern `{name}` uses itself",
-        span=reference.span,
-        notes=(f"the cycle is {chain}",) if len(loop) > 1 else (),
-        help=help_,
     )
