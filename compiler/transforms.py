@@ -36,6 +36,22 @@ def prefix_sum(x: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([zero, np.cumsum(x.astype(dtype), axis=-1)], axis=-1)
 
 
+def sums_between(x: NDArray[Any]) -> NDArray[Any]:
+    """The sum of the steps from one position to another: all after the first, the last included.
+
+    The way back costs the same. Summed from the left, so that near sums lose nothing to far ones.
+    Shape: ``[..., n] -> [..., n, n]``; float64 of reals.
+    """
+    length = x.shape[-1]
+    steps = x.astype(np.float64 if x.dtype.kind == "f" else np.int64)
+    sums = np.zeros((*x.shape[:-1], length, length), dtype=steps.dtype)
+    for start in range(length):
+        onward = np.cumsum(steps[..., start + 1 :], axis=-1)
+        sums[..., start, start + 1 :] = onward
+        sums[..., start + 1 :, start] = onward
+    return sums
+
+
 def transpose(x: NDArray[Any]) -> NDArray[Any]:
     """The last two axes exchanged. Shape: ``[..., m, n] -> [..., n, m]``."""
     return np.swapaxes(x, -1, -2)
@@ -121,6 +137,7 @@ def _merge_row(kept: Flags, verticals: list[int], slashes: list[int], end: int, 
 TRANSFORMS: dict[str, Callable[..., NDArray[Any]]] = {
     "next_where": next_where,
     "prefix_sum": prefix_sum,
+    "sums_between": sums_between,
     "transpose": transpose,
     "differences": differences,
     "repeat": repeat,

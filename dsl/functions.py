@@ -77,6 +77,10 @@ TRANSFORMS: dict[str, Transform] = {
             "along the last axis, the sum of all before; one longer, ending in the total",
         ),
         Transform(
+            "sums_between", "sums_between(x)", (1,),
+            "for each two positions the sum of the items after one up to the other", None, 1,
+        ),
+        Transform(
             "differences", "differences(x)", (1,), "each item but the first less the one before"
         ),
         Transform(

@@ -51,6 +51,7 @@ class ArrayOp:
 Transform = Literal[
     "next_where",
     "prefix_sum",
+    "sums_between",
     "differences",
     "repeat",
     "khop",
