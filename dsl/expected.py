@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.scanner import RESERVED, Token
 from attnc.dsl.suggest import closest
-from attnc.dsl.words import ITEM_WORDS, LATER_WORDS
+from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS, LATER_WORDS
 
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
@@ -19,7 +19,7 @@ _GROUPS = (
     ("ANY", "`any`, `all`, `count >= ...` or `density >= ...`", ("ANY", "ALL", "COUNT", "DENSITY")),
     ("TILDE", "a set of pairs", ("LBRACE", "TILDE", "LPAR", "NAME", "IF", "UNION", "BLOCKS")),
     ("GRID", "a grid or the name of a space", ("GRID", "NAME")),
-    ("INT", "a type", ("INT", "BOOL", "RATIONAL", "REAL", "PATTERN", "LIST", "ONE")),
+    ("RATIONAL", "a type", ("INT", "BOOL", "RATIONAL", "REAL", "PATTERN", "LIST", "ONE")),
     ("SLASH", "an operator", ("STAR", "SLASH", "DIV", "MOD", "PLUS", "MINUS", "COMPARE", "IN",
                               "NOT", "AND", "OR", "POWER", "LPAR", "LSQB", "DOT")),
     ("COMPARE", "an operator", ("COMPARE", "IN", "NOT", "AND", "OR")),
@@ -132,6 +132,18 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
         return "ATT0113", f"`{text}` joins conditions, not sets", f"write `{sign}`"
     if "TILDE" in accepted and text == "not":
         return "ATT0113", "`not` negates a condition, not a set", "write `~`"
+    if "CONCAT" in accepted and text in ("+", "|", ","):
+        return "ATT0113", f"`{text}` does not join spaces", "write `++`"
+    if text == "++" and (in_set or in_expression):
+        kind, sign = ("sets", "|") if in_set else ("numbers", "+")
+        return "ATT0113", f"`++` joins spaces, not {kind}", f"write `{sign}`"
+    if "ON" in accepted and text in CLAUSE_WORDS:
+        fix = "write it in the pattern that this one uses"
+        return "ATT0101", f"`{text}` is a clause of patterns alone", fix
+    if text == "{" and chunk[at - 1].text == "in":
+        return "", "", "give the set a name, in a pattern of its own, and write that name here"
+    if accepted == {"COLON"} and text in (")", ",", "="):
+        return "", "", f"say what type it has: `{_short(chunk[at - 1].text)}: int`"
     if in_set and text in ("+", "*"):
         sign = {"+": "|", "*": "&"}[text]
         return "ATT0113", f"`{text}` is for numbers, not for sets", f"write `{sign}`"

@@ -12,6 +12,7 @@ from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.scanner import Token
 from attnc.dsl.source import Source, Span
+from attnc.dsl.words import binds
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_NESTING = 200
@@ -80,10 +81,9 @@ def check_nesting(tokens: Sequence[Token]) -> Diagnostic | None:
     # One entry a bracket: [openers in it that reach to its end, prefixes before this operand].
     levels: list[list[int]] = [[0, 0]]
     depth, operand_next = 0, True
-    for token in tokens:
+    code = [token for token in tokens if token.kind != "comment"]
+    for i, token in enumerate(code):
         text = token.text
-        if token.kind == "comment":
-            continue
         if text in ("(", "[", "{"):
             levels.append([0, 0])
             depth, operand_next = depth + 1, True
@@ -94,7 +94,9 @@ def check_nesting(tokens: Sequence[Token]) -> Diagnostic | None:
         elif text in ("not", "~") or (text == "-" and operand_next) or text == "**":
             levels[-1][1] += 1
             depth, operand_next = depth + 1, True
-        elif text in ("if", "let", "exists", "forall"):
+        elif text in ("if", "let", "exists", "forall") or (
+            text in ("sum", "count", "over") and binds(code, i)
+        ):
             levels[-1][0] += 1
             depth, operand_next = depth + 1, True
         elif token.kind in ("number", "string", "bad") or _is_name(token):

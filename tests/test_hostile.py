@@ -46,6 +46,12 @@ ACCEPTED = {
     "64 ifs": "{ q -> k : " + "if q < k then 1 else " * 64 + "2 == k }",
     "64 lets": "{ q -> k : " + "let d = q in " * 64 + "d == k }",
     "64 quantifiers": "{ q -> k : " + "exists e in 1..2 : " * 64 + "e == k }",
+    "64 sums": "{ q -> k : " + "sum e in 1..2 : 1 + " * 64 + "q == k }",
+    "64 unions over": "union over e in 1..2 : " * 64 + "a",
+    "64 lists": "a(" + "[for e in 1..2 : " * 64 + "e" + "]" * 64 + ")",
+    "64 pairs": "{ q -> k : " + "(q, if " * 64 + "true" + " then 1 else 2) in a" * 64 + " }",
+    "64 rounded": "blocks(" * 64 + "~a" + ", 4, any)" * 64,
+    "segments": "union" + " | blocks(sum, count > 1)" * 1000,
     "64 powers": "{ q -> k : " + "1**" * 64 + "1 == k }",
     "windows line ends": "causal\r\n  | sink\r\n",
 }
@@ -69,6 +75,10 @@ REFUSED = {
     "if in then": ("pattern p = " + "if true then " * 300 + "b", "ATT0104"),
     "let": ("pattern p = { q -> k : " + "let d = q in " * 300 + "true }", "ATT0104"),
     "quantifiers": ("pattern p = { q -> k : " + "exists e in 1..2 : " * 300 + "true }", "ATT0104"),
+    "sums": ("pattern p = { q -> k : " + "sum e in 1..2 : " * 300 + "1 == k }", "ATT0104"),
+    "unions": ("pattern p = " + "union over e in 1..2 : " * 300 + "a", "ATT0104"),
+    "rounded": ("pattern p = " + "blocks(" * 300 + "a" + ", 4, any)" * 300, "ATT0104"),
+    "coordinates": ("pattern p = { q -> k : q" + ".x" * 5000 + " == k }", "ATT0101"),
     "powers": ("pattern p = { q -> k : " + "2**" * 300 + "1 == k }", "ATT0104"),
     "divisions": ("pattern p = { q -> k : q" + " div 2" * 5000 + " == k }", "ATT0104"),
     "differences": ("pattern p = a" + " - b" * 5000, "ATT0104"),
@@ -148,7 +158,12 @@ _PIECES = st.sampled_from(
     ("pattern", "param", "heads", "import", "p", "q", "k", "h", "=", "{", "}", "(", ")", "[", "]",
      "->", ":", ",", "|", "&", "-", "~", "+", "*", "/", "div", "mod", "**", "..", "==", "<=", "<",
      "and", "or", "not", "in", "exists", "forall", "if", "then", "else", "let", "true", "1", "0.5",
-     "int", "list", "one", "of", "from", '"x"', "\n", "\n\n", "# c\n", "\t", "\u00e9", "\x00", "$")
+     "int", "list", "one", "of", "from", '"x"', "\n", "\n\n", "# c\n", "\t", "\u00e9", "\x00", "$",
+     "space", "input", "fn", "score", "attention", "on", "kv_heads", "layers", "require", "grid",
+     "tiled", "++", ".", "sum", "count", "for", "union", "over", "blocks", "any", "all", "density",
+     "softmax", "sink", "scale", "real", "space s = grid(", "input d: int[", "fn f(x: real) =",
+     "attention a = softmax(dot, over:", "score s = { q -> k :", "sum e in 1..2 :",
+     "union over e in 1..2 :", "[for e in 1..2 :", "blocks(~p, 4,", "(q, k) in", "q.x")
 )  # fmt: skip
 
 
