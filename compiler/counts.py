@@ -2,6 +2,7 @@
 
 Tiles are counted row by row from the symbolic bounds; pairs from the same bounds of the 1x1 tiling
 (each row of tokens is a few progressions). Only partial tiles on a ragged border are looked into.
+Where tiles wait for data, ``data_tiles.py`` counts.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Piece, Tiling
+from attnc.compiler.ir.plan import DataTiles
+from attnc.compiler.passes import data_tiles
 from attnc.compiler.passes.classify import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -22,13 +25,21 @@ CHUNK_ROWS = 1 << 16
 CHUNK_PAIRS = 1 << 22
 
 
-def count(block_mask: BlockMask, nq: int, nk: int) -> Counts:
+def count(
+    block_mask: BlockMask, nq: int, nk: int, data: DataTiles | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Counts:
     """Count tiles by class and pairs at given lengths, exactly.
 
+    Args: ``data`` tells how waiting tiles are tested, where they wait for what is ``given``: all
+    that the pattern reads, by name (``Pattern.given``).
     Units: tiles over all heads of the mask (1 if the mask is shared); pairs are tokens.
     Memory in proportion to the rows of tiles, and to chunks of ``CHUNK_PAIRS`` pairs.
     """
     import numpy as np
+
+    if data is not None:
+        return data_tiles.count(block_mask, data, nq, nk, given or {})
 
     tiles_q, tiles_k = block_mask.tiles_at(nq, nk)
     heads = block_mask.pattern.heads or 1

@@ -9,12 +9,16 @@ tiles, existing or not, and whoever walks a tile that crosses the end of the key
 ``k < nk``. Invariants (``verify`` checks them): bounds of a piece use tile-level variables only,
 residuals token-level ones only; no tile lies in two pieces; every kept pair lies in some piece;
 inside a piece the residual and the pattern agree.
+
+Where the pattern reads data, the bounds hold whatever the data says: full pieces are full, and the
+tiles of the others are told apart once the data is there (``plan.DataTiles``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
@@ -145,8 +149,13 @@ class BlockMask:
                 grid[heads, rows, kb] = number
         return grid
 
-    def dense(self, nq: int, nk: int) -> NDArray[np.bool_]:
-        """Evaluate to the dense mask. Shape: ``[heads or 1, nq, nk]``. This defines the IR."""
+    def dense(
+        self, nq: int, nk: int, given: Mapping[str, Any] | None = None
+    ) -> NDArray[np.bool_]:
+        """Evaluate to the dense mask. Shape: ``[heads or 1, nq, nk]``. This defines the IR.
+
+        ``given`` has all that the pattern reads, by name (``Pattern.given``).
+        """
         import numpy as np
 
         heads = self.pattern.heads or 1
@@ -161,6 +170,8 @@ class BlockMask:
         }
         mask = np.zeros((heads, nq, nk), dtype=bool)
         for number, piece in enumerate(self.pieces):
-            mask |= (by_token == number) & np.asarray(ex.evaluate(piece.residual, values), bool)
+            mask |= (by_token == number) & np.asarray(
+                ex.evaluate(piece.residual, values, given), bool
+            )
         return mask
 

@@ -57,7 +57,7 @@ class ForwardPlan:
     ``masks[c - 1]`` is the residual predicate of mask class ``c``; class 0 is full.
     ``row_order``: "reversed" where isl proves that rows grow with ``qb``, "forward" where every row
     costs the same (or rows shrink), "sorted" otherwise: the host sorts rows by tile count, heavy
-    first, once per lengths.
+    first, once per lengths. The rows of form "data" are not sorted.
     """
 
     block_mask: BlockMask

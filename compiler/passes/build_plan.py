@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -10,10 +11,12 @@ import islpy as isl
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
-from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.pattern import Pattern, Where
 from attnc.compiler.ir.plan import MAX_LENGTH, CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes import cpu_tiles, tiles
+from attnc.compiler.passes.data_form import tiles_of
+from attnc.compiler.passes.hull import hull
 from attnc.compiler.passes.strips import strips
 
 MAX_SEGMENTS = 8
@@ -51,17 +54,25 @@ def build_plan(
         )
     cpu_tiling = cpu_tile or cpu_tiles.choose(pattern)
     _check_tile(cpu_tiling)
-    block_mask = cl.classify(pattern, choice.tiling)
     forward = _forward(
-        block_mask, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target
+        pattern, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target
     )
-    cpu = CpuPlan(
-        block_mask=cl.classify(pattern, cpu_tiling),
-        strips=tuple(
-            s for s in strips(pattern, cpu_tiling) if reachable(s.tiles, cpu_tiling)
-        ),
+    notes = _notes(forward, tile)
+    return Plan(pattern=pattern, forward=forward, cpu=_cpu(pattern, cpu_tiling), notes=notes)
+
+
+def _cpu(pattern: Pattern, tiling: Tiling) -> CpuPlan:
+    """Plan the executor: strips, or the tiles to gather where data or score terms decide."""
+    mask, data, _ = tiles_of(pattern, tiling)
+    if data is None and pattern.score is None and pattern.sink is None:
+        found = tuple(s for s in strips(pattern, tiling) if reachable(s.tiles, tiling))
+        return CpuPlan(block_mask=mask, strips=found)
+    segments = tuple(
+        Segment(tiles=piece.tiles, mask=0 if piece.full else 1)
+        for piece in mask.pieces
+        if reachable(piece.tiles, tiling)
     )
-    return Plan(pattern=pattern, forward=forward, cpu=cpu, notes=tuple(_notes(forward, tile)))
+    return CpuPlan(block_mask=mask, strips=(), segments=segments, data=data)
 
 
 def reachable(tiles: Progression, tiling: Tiling) -> bool:
@@ -81,9 +92,10 @@ def _check_tile(tile: Tiling) -> None:
 
 
 def _forward(
-    block_mask: BlockMask, choice: tiles.TileChoice, *, head_dim: int, value_dim: int,
+    pattern: Pattern, choice: tiles.TileChoice, *, head_dim: int, value_dim: int,
     dtype: Literal["bf16", "fp16", "fp32"], target: Target,
 ) -> ForwardPlan:
+    block_mask, data, _ = tiles_of(pattern, choice.tiling)
     masks = list(dict.fromkeys(p.residual for p in block_mask.pieces if not p.full))
     if len(masks) > MAX_MASKS:
         masks = [block_mask.pattern.predicate]
@@ -97,11 +109,18 @@ def _forward(
     )
     return ForwardPlan(
         block_mask=block_mask, segments=segments, masks=tuple(masks),
-        form="ranges" if len(segments) <= MAX_SEGMENTS else "table",
-        row_order=row_order(block_mask.pattern, block_mask.tiling),
+        form="data" if data else "ranges" if len(segments) <= MAX_SEGMENTS else "table",
+        row_order=_candidate_order(block_mask) if data
+        else row_order(block_mask.pattern, block_mask.tiling),
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target,
-        warps=choice.warps, stages=choice.stages,
+        warps=choice.warps, stages=choice.stages, data=data,
     )
+
+
+def _candidate_order(mask: BlockMask) -> Literal["forward", "reversed"]:
+    """Return the order in which rows of candidates are heavy first; rows of data are not sorted."""
+    outer = replace(mask.pattern, body=Where(hull(mask.pattern.predicate)))
+    return "reversed" if row_order(outer, mask.tiling) == "reversed" else "forward"
 
 
 @lru_cache(maxsize=256)
@@ -144,7 +163,7 @@ def _square(visited: isl.Map, tiling: Tiling) -> isl.Map:
     )
 
 
-def _notes(forward: ForwardPlan, tile: Tiling | None) -> list[str]:
+def _notes(forward: ForwardPlan, tile: Tiling | None) -> tuple[str, ...]:
     mask = forward.block_mask
     reason = "as asked" if tile is not None else f"the best clean tile of {forward.target}"
     notes = [
@@ -153,11 +172,14 @@ def _notes(forward: ForwardPlan, tile: Tiling | None) -> list[str]:
     ]
     if forward.form == "ranges":
         notes.append(f"one loop over {len(forward.segments)} symbolic ranges, no table")
-    else:
+    elif forward.form == "table":
         notes.append(
             f"{len(forward.segments)} ranges are more than {MAX_SEGMENTS}: one table, built on the"
             " device once per lengths"
         )
+    else:
+        notes.append("one table, built on the device from the data of the call")
+        notes += tiles_of(mask.pattern, mask.tiling)[2]
     notes.append(f"rows are launched {forward.row_order}")
     notes += [f"widened: {note}" for note in mask.widened]
-    return notes
+    return tuple(notes)
