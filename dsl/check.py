@@ -13,7 +13,7 @@ from attnc.dsl.check_space import PLAIN
 from attnc.dsl.cycles import cycles
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.kinds import BOOL, INT, LAYER, Kind, Time, of_patterns, show_type
-from attnc.dsl.resolve import Module, Named
+from attnc.dsl.resolve import Module
 
 __all__ = ["arguments", "check"]
 
@@ -47,8 +47,8 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
 class _Checker(PairChecker):
     """Checks one module; diagnostics gather in ``found``."""
 
-    def inside(self, named: Named[ast.Fn]) -> _Checker:
-        checker = _Checker(named.module, self.memory, self.depth + 1)
+    def inside(self, module: Module, levels: int = 0) -> _Checker:
+        checker = _Checker(module, self.memory, self.depth + levels)
         checker.scoring = self.scoring
         return checker
 

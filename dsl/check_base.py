@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic, Severity
@@ -18,6 +18,8 @@ from attnc.dsl.suggest import did_you_mean
 MAX_FOUND, MAX_SUGGESTIONS, MAX_KNOWN = 100, 20, 500
 """Diagnostics of one file, those with a suggestion, and the names a suggestion is sought among."""
 
+Shape: TypeAlias = "tuple[int, ...] | None"
+"""The axes of each segment of a space, None where they depend on parameters."""
 Owner: TypeAlias = ast.Param | ast.Input | ast.FnParam
 
 
@@ -63,6 +65,7 @@ class Memory:
 
     used: set[int] = field(default_factory=set)  # the ids of parameters, fns, spaces that are read
     fns: dict[tuple[object, ...], tuple[Kind, Diagnostic | None]] = field(default_factory=dict)
+    shapes: dict[int, tuple[Shape, Shape] | None] = field(default_factory=dict)  # by item
 
 
 class Checker(ABC):
@@ -71,7 +74,7 @@ class Checker(ABC):
     def __init__(self, module: Module, memory: Memory, depth: int = 0) -> None:
         self.module = module
         self.memory = memory
-        self.depth = depth  # how many fns are being read
+        self.depth = depth  # levels of the formulas of the fns that are being read
         self.found: list[Diagnostic] = []
         self.head_name: str | None = None  # a head that could be bound here, for a hint
         self.scoring = False  # in a score: real numbers at run time
@@ -155,8 +158,12 @@ class Checker(ABC):
         """Check an expression that stands for a pattern, or for a list of patterns."""
 
     @abstractmethod
-    def inside(self, named: Named[ast.Fn]) -> Checker:
-        """Return a checker for the body of an fn; what it finds stays apart."""
+    def inside(self, module: Module, levels: int = 0) -> Checker:
+        """Return a checker for something of a module; what it finds stays apart."""
+
+    @abstractmethod
+    def same_space(self, name: str, target: Named[Any], span: Span) -> None:
+        """Report a pattern or score that is on another space than what uses it."""
 
 
 def latest(type_: ast.Type, kinds: Iterable[Kind]) -> Kind:

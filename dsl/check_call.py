@@ -29,8 +29,8 @@ Callee: TypeAlias = "ast.PatternDef | ast.Score"
 Written: TypeAlias = "tuple[str | None, ast.Expr, Span]"
 """An argument: its name where it has one, its value, and where both were written."""
 
-MAX_FN_DEPTH = 32
-"""How deep fns may call each other."""
+MAX_FN_LEVELS = 512
+"""How deep the formulas of fns that call each other may nest, one in the other."""
 
 
 class CallChecker(Checker):
@@ -210,14 +210,16 @@ class CallChecker(Checker):
         known = self.memory.fns.get(key)
         if known is not None:
             return known
-        if self.depth >= MAX_FN_DEPTH:
+        levels = _levels(fn.item.body)
+        if self.depth + levels > MAX_FN_LEVELS:
             deep = Diagnostic(
-                code="ATT0312", message=f"fns call each other over {MAX_FN_DEPTH} deep",
-                span=fn.item.name_span, help="write some of them out",
+                code="ATT0312", message="fns that call each other nest too deeply",
+                span=fn.item.name_span, label=f"at most {MAX_FN_LEVELS} levels are possible",
+                help="make the formulas flatter, or the chain of calls shorter",
             )  # fmt: skip
             return BROKEN, deep
         self.memory.fns[key] = BROKEN, None  # a cycle is reported once, elsewhere
-        checker = self.inside(fn)
+        checker = self.inside(fn.module, levels)
         scope: Scope = {p.name: Entry(Kind(p.type, Time.COMPILE), p) for p in fn.module.params}
         for param in fn.item.params:
             time = times.get(param.name, Time.COMPILE)
@@ -246,6 +248,7 @@ class CallChecker(Checker):
         wanted = arguments(target, self.module)
         own = [p.name for p in target.item.params]
         given: set[str] = set()
+        self.same_space(name, target, span)
         for found, value in self.matched(args, own, wanted, name, signature(target)):
             if found is None:
                 self.expr(value, scope)
@@ -320,6 +323,17 @@ class CallChecker(Checker):
             if found is not None:
                 given.add(found)
             yield found, value
+
+
+def _levels(expr: ast.Expr) -> int:
+    """Return how deep a formula nests."""
+    deepest = 0
+    stack: list[tuple[ast.Node, int]] = [(expr, 1)]
+    while stack:
+        node, level = stack.pop()
+        deepest = max(deepest, level)
+        stack += [(child, level + 1) for child in ast.children(node)]
+    return deepest
 
 
 def written(expr: ast.Call) -> tuple[Written, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import Entry, Scope
+from attnc.dsl.check_base import LENGTHS, Entry, Scope, Shape
 from attnc.dsl.check_input import InputChecker
 from attnc.dsl.check_space import PLAIN, Side
 from attnc.dsl.kinds import (
@@ -19,7 +22,8 @@ from attnc.dsl.kinds import (
     of_patterns,
     show_type,
 )  # fmt: skip
-from attnc.dsl.resolve import as_set
+from attnc.dsl.resolve import Module, Named, as_set
+from attnc.dsl.source import Span
 
 _PATTERN = ast.Type(kind="pattern")
 
@@ -28,6 +32,11 @@ class PairChecker(InputChecker):
     """Checks sets of pairs in the spaces and heads of their item."""
 
     heads: ast.Heads | None = None
+    testing = False  # in `(q, k) in p` and in arguments, where the spaces may differ
+
+    @abstractmethod
+    def inside(self, module: Module, levels: int = 0) -> PairChecker: ...
+
     sides: tuple[Side, Side] = (PLAIN, PLAIN)
 
     def pairs(self, part: ast.Set, scope: Scope) -> None:
@@ -114,7 +123,7 @@ class PairChecker(InputChecker):
         if isinstance(pattern, ast.SetIndex):
             right = self.set_index(pattern, scope)
         else:
-            right = self.reference(pattern, scope)
+            right = self.elsewhere(pattern, scope)
         if any(p.type is None for p in (*places, right)):
             return BROKEN
         return Kind(BOOL, Time.RUN)
@@ -156,6 +165,40 @@ class PairChecker(InputChecker):
         for argument in reference.args:
             self.quietly(argument.value, scope)
         return BROKEN
+
+    def elsewhere(self, reference: ast.Reference, scope: Scope) -> Kind:
+        """Check a reference to a pattern whose space may be another one."""
+        outer, self.testing = self.testing, True
+        kind = self.reference(reference, scope)
+        self.testing = outer
+        return kind
+
+    def same_space(self, name: str, target: Named[Any], span: Span) -> None:
+        if target.item.on is None or self.sides[0] is PLAIN or self.testing:
+            return
+        if id(target.item) not in self.memory.shapes:
+            self.memory.shapes[id(target.item)] = self.inside(target.module).shapes(target.item)
+        theirs = self.memory.shapes[id(target.item)]
+        if theirs is None:
+            return  # reported where it is defined
+        for mine, their, word in zip(self.sides, theirs, ("queries", "keys"), strict=True):
+            if mine.shape is None or their is None or mine.shape == their:
+                continue
+            self.error(
+                "ATT0317", f"`{name}` is on another space", span,
+                label=f"its {word} are on {_grids(their)}, here they are on {_grids(mine.shape)}",
+                help=f"write both on one space, or test positions of a segment: `(q, k) in {name}`",
+            )  # fmt: skip
+            return
+
+    def shapes(self, item: ast.PatternDef | ast.Score) -> tuple[Shape, Shape] | None:
+        """Return the shapes of the spaces of an item, None where something is wrong with them."""
+        scope: Scope = dict(LENGTHS)
+        for param in (*self.module.params, *item.params):
+            scope[param.name] = Entry(Kind(param.type, Time.COMPILE))
+        self.inputs(tuple(p for p in item.params if isinstance(p, ast.Input)), scope, item.heads)
+        query, key = self.on(item.on, scope)
+        return None if self.found else (query.shape, key.shape)
 
     def quietly(self, value: ast.Expr, scope: Scope) -> None:
         """Read an argument of something that is not there: only what is used counts."""
@@ -221,7 +264,7 @@ class PairChecker(InputChecker):
             )  # fmt: skip
         match as_set(expr):
             case ast.Reference() as reference:
-                return self.reference(reference, scope)
+                return self.elsewhere(reference, scope)
             case ast.SetIndex() as item:
                 return self.set_index(item, scope)
             case None:
@@ -254,3 +297,9 @@ class PairChecker(InputChecker):
         self.scores_named = True
         self.need(item.score, inner, REAL)
         self.scores_named = self.scoring = False
+
+
+def _grids(shape: tuple[int, ...]) -> str:
+    """Return a shape in words: "a grid of 2 axes", "2 segments"."""
+    axes = [f"{n} ax{'i' if n == 1 else 'e'}s" for n in shape]
+    return f"a grid of {axes[0]}" if len(axes) == 1 else f"{len(axes)} segments"

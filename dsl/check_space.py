@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import LENGTHS, Entry, Place, Scope
+from attnc.dsl.check_base import LENGTHS, Entry, Place, Scope, Shape
 from attnc.dsl.check_expr import ExprChecker
 from attnc.dsl.kinds import INT, Kind, Time
 from attnc.dsl.resolve import Named
@@ -27,6 +27,14 @@ class Side:
     families: set[str] = field(default_factory=set)
     extents: dict[str, Span] = field(default_factory=dict)  # symbolic ones, and where declared
     broken: bool = False  # a space that is named was not found
+
+    @property
+    def shape(self) -> Shape:
+        """The axes of each segment, None where that is not known here."""
+        axes = [p.axes for p in self.segments.values()]
+        if self.broken or self.families or None in axes:
+            return None
+        return tuple(len(a) for a in axes if a is not None)
 
 
 _UNKNOWN = Place((), "unknown", known=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from attnc.dsl.codes_names import NAME_CODES
 from attnc.dsl.codes_plan import PLAN_CODES
 from attnc.dsl.codes_syntax import SYNTAX_CODES
-from attnc.dsl.codes_types import NAME_CODES, TYPE_CODES
+from attnc.dsl.codes_types import TYPE_CODES
 from attnc.dsl.diagnostics import Code
 
 CODES: dict[str, Code] = {

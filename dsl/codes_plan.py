@@ -73,6 +73,44 @@ PLAN_CODES: tuple[Code, ...] = (
         'pip install "attnc[torch]"',
     ),
     Code(
+        "ATT0508", "another length than the space has",
+        "The pattern is on grids of known extents, and the number of tokens is another one.",
+        "The extents fix the lengths; parameters may set them.",
+        "attnc mask swin -D h=8 -D w=8 --shape n=100",
+        "attnc mask swin -D h=8 -D w=8",
+    ),
+    Code(
+        "ATT0509", "sides that do not agree",
+        "Two inputs, or an input and a length or a number of heads, have different sizes for one "
+        "name.",
+        "`int[heads, n]` and `bool[n, n]` speak of one `n`.",
+        "attnc mask document -I doc_ids=[0,0,1] --shape n=4",
+        "attnc mask document -I doc_ids=[0,0,1,1] --shape n=4",
+    ),
+    Code(
+        "ATT0510", "an input that is missing",
+        "The pattern reads a tensor that was not given.",
+        "Inputs are data: they are given with the call, and only those with a formula are "
+        "computed.",
+        "attnc mask document --shape n=4",
+        "attnc mask document -I doc_ids=[0,0,1,1] --shape n=4",
+    ),
+    Code(
+        "ATT0511", "an input of the wrong type or shape",
+        "The array has other elements, or another number of axes, than the input that was "
+        "declared.",
+        "Ints are ints, truth values are bool (or 0 and 1), and every axis counts.",
+        "attnc mask document -I doc_ids=[0.5,1] --shape n=2",
+        "attnc mask document -I doc_ids=[0,1] --shape n=2",
+    ),
+    Code(
+        "ATT0512", "a layer that does not exist",
+        "The pattern has fewer layers, or none.",
+        "`layers l: 26` counts from 0; a pattern without it is the same in all layers.",
+        "attnc mask interleaved_layers --shape n=8 --layer 26",
+        "attnc mask interleaved_layers --shape n=8 --layer 25",
+    ),
+    Code(
         "ATT0901", "an error in attnc itself",
         "The compiler came to a state that must not happen. Your pattern is not to blame.",
         "Please report it with the command, the file and the text of the error.",

@@ -1,90 +1,15 @@
-"""The diagnostics 02xx (names) and 03xx (types, bounds, and what a set keeps)."""
+"""The diagnostics 03xx: types, bounds, units, and what a set keeps."""
 
 from __future__ import annotations
 
 from attnc.dsl.diagnostics import Code
 
-NAME_CODES: tuple[Code, ...] = (
-    Code(
-        "ATT0201", "an unknown name in an expression",
-        "No parameter, coordinate, length or bound variable has this name.",
-        "A set sees the coordinates that it binds, the parameters of its pattern and of the file, "
-        "and the lengths `n`, `nq` and `nk`.",
-        "pattern p = { q -> k : q - k < windw }",
-        "param window: int = 8\npattern p = { q -> k : q - k < window }",
-    ),
-    Code(
-        "ATT0202", "an unknown pattern",
-        "Neither the file, nor its imports, nor the library defines a pattern of this name.",
-        "Patterns are looked up in this order; `attnc zoo` lists the library.",
-        "pattern p = casual",
-        "pattern p = causal",
-    ),
-    Code(
-        "ATT0203", "a name with two meanings",
-        "Two patterns, parameters, choices or coordinates of one scope share a name.",
-        "The later one would silently win.",
-        "pattern p = causal\npattern p = sink",
-        "pattern p = causal\npattern p2 = sink",
-    ),
-    Code(
-        "ATT0204", "a pattern that uses itself",
-        "The definition of the pattern leads back to the pattern.",
-        "A set is a formula that is written out when it is compiled; this one would never end.",
-        "pattern p = causal | p",
-        "pattern p = causal | sink",
-    ),
-    Code(
-        "ATT0205", "an import that does not work",
-        "The file cannot be read, has errors, imports itself, or lacks the pattern.",
-        "Paths in `import` are relative to the importing file.",
-        'import band from "missing.attn"\npattern p = band',
-        "pattern p = { q -> k : 0 <= q - k < 8 }",
-    ),
-    Code(
-        "ATT0206", "an argument with an unknown or repeated name",
-        "The pattern has no parameter of this name, or gets it twice.",
-        "Parameters are declared after the name of the pattern, or by `param` for the whole file.",
-        "pattern p = sliding_window(windw: 8)",
-        "pattern p = { q -> k : 0 <= q - k < 8 }",
-    ),
-    Code(
-        "ATT0207", "a parameter without a value",
-        "The parameter has no default, and no value is given.",
-        "Parameters are compile-time values; a pattern is compiled when all of them are known.",
-        "pattern band(w: int) = { q -> k : abs(q - k) < w }\npattern p = band",
-        "pattern band(w: int) = { q -> k : abs(q - k) < w }\npattern p = band(8)",
-    ),
-    Code(
-        "ATT0208", "an unknown function",
-        "The language has no function of this name.",
-        "The functions are abs, min, max, clamp, floor, ceil, is_pow2, bit_length and len.",
-        "pattern p = { q -> k : absolute(q - k) < 8 }",
-        "pattern p = { q -> k : abs(q - k) < 8 }",
-    ),
-    Code(
-        "ATT0209", "a head without a number of heads",
-        "The set binds a head, and nothing says how many heads there are.",
-        "The number of heads is part of the pattern: formulas count with it, and tables have it as "
-        "their length.",
-        "pattern p = { q -> k, h : (q + h) mod 4 == 0 }",
-        "pattern p heads h: 8 = { q -> k, h : (q + h) mod 4 == 0 }",
-    ),
-    Code(
-        "ATT0210", "a parameter that nothing uses",
-        "The value of the parameter does not change the pattern.",
-        "Mostly a formula lacks it; whoever sets it expects an effect.",
-        "pattern p(w: int = 8) = causal",
-        "pattern p(w: int = 8) = { q -> k : 0 <= q - k < w }",
-    ),
-)
-
 TYPE_CODES: tuple[Code, ...] = (
     Code(
         "ATT0301", "a value of the wrong type",
         "A value of one type stands where another is needed.",
-        "Types are int, bool, rational, lists of these, and `one of` a few words; an int is also a "
-        "rational, and nothing else converts.",
+        "Types are int, bool, rational, real, pattern, lists of these, and `one of` some words; an "
+        "int is also a rational, both are also real, and nothing else converts.",
         "pattern p = { q -> k : q - k }",
         "pattern p = { q -> k : q - k == 0 }",
     ),
@@ -104,20 +29,21 @@ TYPE_CODES: tuple[Code, ...] = (
         "param w: int in 1..64 = 8\npattern p = { q -> k : 0 <= q - k < w }",
     ),
     Code(
-        "ATT0304", "a formula that is not linear",
-        "Positions or lengths are multiplied with each other, or are in a divisor or an exponent.",
-        "The compiler is exact because patterns are integer linear arithmetic; a product of two "
-        "positions is outside of it.",
-        "pattern p = { q -> k : q * k < 64 }",
-        "pattern p = { q -> k : 4 * q + k < 64 }",
+        "ATT0304", "a formula that no kernel computes exactly",
+        "In a set of pairs, the divisor of `/` or the exponent of `**` is known only at run time.",
+        "Sets are integer arithmetic. Products, `div` and `mod` of run-time values are possible, "
+        "if not linear (ATT0410); quotients and powers of them are not integers.",
+        "pattern p = { q -> k : q / (k + 1) < 2 }",
+        "pattern p = { q -> k : q < 2 * (k + 1) }",
     ),
     Code(
         "ATT0306", "a value that must be known at compile time",
         "The value depends on positions, lengths or heads, where only parameters and numbers can "
         "stand.",
-        "List items, numbers of heads and choices of sets are fixed when the pattern is compiled.",
-        "param rates: list[int] = [1, 2]\npattern p = { q -> k : q - k == rates[q] }",
-        "param rates: list[int] = [1, 2]\npattern p heads h: 2 = { q -> k, h : q - k == rates[h] }",
+        "Lists, arguments of patterns, numbers of heads, ranges of `sum`, `count` and `for`, and "
+        "choices of sets are fixed when the pattern is compiled.",
+        "pattern p = { q -> k : k < (sum i in 0..q : i) }",
+        "pattern p(w: int = 8) = { q -> k : k < (sum i in 0..w : i) }",
     ),
     Code(
         "ATT0307", "arithmetic that has no result",
@@ -169,6 +95,68 @@ TYPE_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : exists a in 1..60 : q - k == a * a }",
     ),
     Code(
+        "ATT0313", "a real number at run time, outside of a score",
+        "A set of pairs computes with a real number that depends on positions or inputs.",
+        "Whether a pair is kept is exact; real arithmetic rounds, each device in its own way. Real "
+        "numbers may be computed from parameters, and rounded to ints; scores may use them freely.",
+        "pattern p = { q -> k : sqrt(q) < k }",
+        "pattern p = { q -> k : q < k * k }",
+    ),
+    Code(
+        "ATT0314", "a formula of whole arrays",
+        "The formula of a computed input reads single values, or its arrays have the wrong number "
+        "of axes; or a function of whole arrays is used in a set.",
+        "`input x: int[n] = ...` computes a tensor before attention starts, by functions of whole "
+        "arrays (`next_where`, `prefix_sum`, `repeat`, ...) and arithmetic element by element.",
+        "pattern p(input ends: int[n], input next: int[n] = ends[0]) = { q -> k : next[k] >= q }",
+        "pattern p(input ends: int[n], input next: int[n] = next_where(ends == 1)) =\n"
+        "    { q -> k : next[k] >= q }",
+    ),
+    Code(
+        "ATT0315", "a demand on the parameters that is not met",
+        "A `require` of the pattern is false for these parameters; the message is the pattern's.",
+        "The author of a pattern says so which values make sense, such as a window times its "
+        "dilation that fits the length.",
+        'pattern p(w: int = 8) require w mod 3 == 0 else "w must be a multiple of 3" =\n'
+        "    { q -> k : abs(q - k) <= w div 3 }",
+        'pattern p(w: int = 9) require w mod 3 == 0 else "w must be a multiple of 3" =\n'
+        "    { q -> k : abs(q - k) <= w div 3 }",
+    ),
+    Code(
+        "ATT0316", "an input that is not indexed on all of its axes",
+        "A formula reads a row or a whole tensor where it needs one element.",
+        "`doc[q]`, `table[h][q - k]`: one index for each axis. After `in` the last axis is left "
+        "out: `k in columns[h]`.",
+        "pattern p(input doc: int[n]) = { q -> k : doc == doc[k] }",
+        "pattern p(input doc: int[n]) = { q -> k : doc[q] == doc[k] }",
+    ),
+    Code(
+        "ATT0317", "spaces that differ",
+        "A set uses a pattern that is on another space: other segments, or grids with another "
+        "number of axes.",
+        "Both speak of the same tokens, and would number them differently. A pattern without `on` "
+        "fits any space; inside a set, `(q, k) in p` tests positions of one segment.",
+        "pattern image on grid(y: 4, x: 4) = { q -> k : q.y == k.y }\n"
+        "pattern p on grid(t: 2, y: 2, x: 4) = image",
+        "pattern image on grid(y: 4, x: 4) = { q -> k : q.y == k.y }\n"
+        "pattern p on grid(y: 4, x: 4) = image",
+    ),
+    Code(
+        "ATT0318", "a tile that does not fit the grid",
+        "The tile has another number of sides than the grid, or a side that does not divide.",
+        "`tiled` says in which order tokens stand: tile by tile. Every tile is whole.",
+        "pattern p on grid(y: 8, x: 8) tiled [4, 4, 4] = { q -> k : q.y == k.y }",
+        "pattern p on grid(y: 8, x: 8) tiled [4, 4] = { q -> k : q.y == k.y }",
+    ),
+    Code(
+        "ATT0319", "an extent that is computed from lengths",
+        "The extent of an axis is a formula of values that are known only at run time.",
+        "Extents are parameters and numbers, a length alone, or symbols: `grid(y, x)` takes both "
+        "at the call.",
+        "pattern p on grid(y: n div 4, x: 4) = { q -> k : q.y == k.y }",
+        "pattern p on grid(y, x: 4) = { q -> k : q.y == k.y }",
+    ),
+    Code(
         "ATT0320", "a pattern that keeps nothing",
         "At every length, no query sees any key.",
         "Its conditions exclude each other; the output of the op would be 0 everywhere.",
@@ -182,5 +170,15 @@ TYPE_CODES: tuple[Code, ...] = (
         "warning.",
         "pattern p = { q -> k : k < q }",
         "pattern p = { q -> k : k <= q }",
+    ),
+    Code(
+        "ATT0322", "units that are mixed up",
+        "A token position is compared with a block number or a head, a coordinate with one of "
+        "another axis, or an axis of an input is indexed by something that it does not count.",
+        "Both are ints, and yet the comparison mostly says nothing: a factor or a `div` is "
+        "missing. A comparison may be meant, so that is a warning; a head in an axis of tokens is "
+        "an error. Differences and products have no unit: `k - h == 0` is never warned of.",
+        "pattern p = { q -> k : q div 64 <= k }",
+        "pattern p = { q -> k : q div 64 <= k div 64 }",
     ),
 )
