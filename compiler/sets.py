@@ -1,22 +1,36 @@
-"""Expressions <-> integer sets: the only door between attnc and isl.
+"""Expressions <-> integer sets, and questions about patterns.
 
-isl runs under an operation budget: most patterns take milliseconds, but integer projection has no
-bound. Past the budget every function here raises ``OverBudget`` and its caller widens, with a note.
+isl runs under the operation budget of ``account.py``. Past the budget every function here raises
+``OverBudget`` and its caller widens, with a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 
 import islpy as isl
 
+from attnc.compiler.account import (
+    CONTEXT,
+    OverBudget,
+    Spent,
+    budget,
+    equal,
+    greatest,
+    least,
+    minus,
+    reraise_over_budget,
+    within,
+)
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-BUDGET_OPERATIONS = 1_000_000
-"""isl operations one question may take: milliseconds for most, under a second for the worst."""
+__all__ = ["OverBudget", "Spent", "budget", "equal", "greatest", "least", "minus",
+           "reraise_over_budget", "within"]  # fmt: skip
+
+WARNING_SHARE = 4
+"""A question that only a warning hangs on gets one part of the budget in so many."""
 
 MAX_LISTED = 64
 """Longest list of members isl is asked about; beyond it the list is widened to its hull."""
@@ -35,42 +49,6 @@ MAX_DIV_DEPTH = 4
 
 MAX_TEXT = 1 << 14
 """Longest text of an operand of ``abs`` that isl is asked about."""
-
-_CONTEXT = isl.Context()
-_CONTEXT.set_on_error(isl.on_error.CONTINUE)
-
-
-class OverBudget(Exception):
-    """A question to isl took more operations than its budget."""
-
-
-@contextmanager
-def budget(operations: int = BUDGET_OPERATIONS) -> Iterator[None]:
-    """Run isl under an operation budget; budgets do not nest. Raises: OverBudget when spent."""
-    assert not _CONTEXT.get_max_operations(), "an isl budget inside another"
-    _CONTEXT.reset_operations()
-    _CONTEXT.set_max_operations(operations)
-    try:
-        yield
-    except isl.Error as error:
-        reason = f"more than {operations:,} isl operations"
-        raise OverBudget(reason if _over_limit(error) else f"isl: {error}") from None
-    finally:
-        _CONTEXT.set_max_operations(0)
-        _CONTEXT.reset_operations()
-
-
-def reraise_over_budget(error: isl.Error) -> None:
-    """Raise OverBudget if that is what an isl error means; otherwise return."""
-    if _over_limit(error):
-        raise OverBudget("isl's operation budget is spent") from None
-
-
-def _over_limit(error: isl.Error) -> bool:
-    # A result that isl gave up on is NULL, and surfaces as a null-pointer error one call later;
-    # inside its reader it surfaces as a syntax error.
-    text = str(error).lower()
-    return "number of operations exceeded" in text or "null" in text or "syntax" in text
 
 
 # ------------------------------------------------------------------------- expression -> isl
@@ -213,7 +191,7 @@ def pair_map(predicate: ex.BoolExpr, params: list[str], domain: str) -> isl.Map:
     """Return ``[params] -> { [q] -> [k] : domain and predicate }``."""
     test = _checked(predicate)
     source = f"[{', '.join(params)}] -> {{ [q] -> [k] : {domain} and ({test}) }}"
-    return isl.Map.read_from_str(_CONTEXT, source)
+    return isl.Map.read_from_str(CONTEXT, source)
 
 
 def param_names(of: isl.Set | isl.Map) -> list[str]:
@@ -224,12 +202,12 @@ def param_names(of: isl.Set | isl.Map) -> list[str]:
 
 def read_map(source: str) -> isl.Map:
     """Parse isl text to a map, in the context that holds the budget."""
-    return isl.Map.read_from_str(_CONTEXT, source)
+    return isl.Map.read_from_str(CONTEXT, source)
 
 
 def read_set(source: str) -> isl.Set:
     """Parse isl text to a set, in the context that holds the budget."""
-    return isl.Set.read_from_str(_CONTEXT, source)
+    return isl.Set.read_from_str(CONTEXT, source)
 
 
 # ------------------------------------------------------------------------- isl -> expression
@@ -237,7 +215,7 @@ def read_set(source: str) -> isl.Set:
 
 def val(value: int) -> isl.Val:
     """Return an integer as an isl value."""
-    return isl.Val.int_from_si(_CONTEXT, value)
+    return isl.Val.int_from_si(CONTEXT, value)
 
 
 def whole(value: isl.Val) -> int:
@@ -394,7 +372,7 @@ def without_quantifiers(exists: ex.Exists, heads: int | None) -> ex.BoolExpr:
 def is_empty(pattern: Pattern) -> bool:
     """Return whether the pattern keeps no pair at any length (False where isl cannot tell)."""
     try:
-        with budget():
+        with budget(share=WARNING_SHARE):
             return bool(_self_attention(pattern).is_empty())
     except OverBudget:
         return False
@@ -407,13 +385,13 @@ def empty_row(pattern: Pattern) -> tuple[int, int] | None:
     length, or isl could not tell within its budget.
     """
     try:
-        with budget():
+        with budget(share=WARNING_SHARE):
             kept = _self_attention(pattern)
             rows = read_set(f"[{', '.join(_self_params(pattern))}] -> {{ [q] : 0 <= q < nk }}")
             if pattern.heads is not None:
                 heads = read_set(f"[h] -> {{ : 0 <= h < {pattern.heads} }}")
                 rows = rows.intersect_params(heads)
-            missing = rows.subtract(kept.domain())
+            missing = minus(rows, kept.domain())
             if missing.is_empty():
                 return None
             # The length becomes the first dimension, and any head will do.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from attnc.compiler import sets
+from attnc.compiler import account, sets
 from attnc.compiler.counts import count
 from attnc.compiler.driver import load_text, load_zoo, zoo_names
 from attnc.compiler.ir import expr as ex
@@ -244,3 +244,49 @@ def test_what_isl_would_not_end_on_is_widened(case: str) -> None:
     mask = cl.classify(pattern, Tiling(16, 16))
     assert mask.widened
     assert (mask.dense(20, 20) == pattern.mask(20, 20)).all()
+
+
+HOSTILE = {
+    "div in min": "k div 11 <= min((n div 11) div 7, 2 - (n - q))",
+    "div of sums": "((q div 3) div 5 + (k div 7) div 2) mod 11 == ((q + k) div 13) mod 3",
+    "max and min": "max(q div 3, min(k div 5, n div 7)) mod 4"
+    " <= min(q mod 7, k mod 11, (q + k) div 2)",
+    "all rests": " and ".join(f"(q - k) mod {i + 2} != 1" for i in range(9)),
+    "lengths": "max((n - k) mod 64, (n - q) div 100 - n mod 100)"
+    " != (q - k) div 100 + (2 * q - k) mod 5",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hard_questions_are_cut_short(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question that is integer programming ends within its own limit, far below the budget."""
+    asked: list[int] = []
+    allow = account._allow
+
+    def note(operations: int) -> None:
+        asked.append(operations)
+        allow(operations)
+
+    monkeypatch.setattr(account, "_allow", note)
+    pattern = load_text(f"pattern p = {{ q -> k : {HOSTILE[case]} }}")
+    asked.clear()
+    mask = cl.classify(pattern, Tiling(16, 16))
+    assert (mask.dense(40, 33) == pattern.mask(40, 33)).all()
+    assert mask.widened
+    assert asked
+    assert max(asked[::2]) <= account.FEW_OPERATIONS  # every other call sets back what is left
+
+
+def test_a_spent_budget_makes_the_next_smaller() -> None:
+    """Attempts after a spent budget get a part of it: a plan is bounded, not each attempt."""
+    pattern = load_text(f"pattern p = {{ q -> k : {HOSTILE['all rests']} }}")
+    mask = cl.classify(pattern, Tiling(32, 16))
+    spent = [note for note in mask.widened if "isl" in note]
+    assert len(spent) == 3
+    assert len(mask.pieces) == 1
+
+
+def test_plain_sets_spend_nothing_on_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets without divs are never limited one by one: a window asks no hard question."""
+    monkeypatch.setattr(account, "_allow", lambda operations: pytest.fail("a hard question"))
+    assert cl.classify(load_zoo("causal"), Tiling(1, 1)).exact

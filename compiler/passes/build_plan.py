@@ -128,10 +128,13 @@ def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed"
     """Return how rows should be launched so that heavy ones come first.
 
     "reversed" where isl proves, for ``nq == nk``, that a row has at least the tiles of the row
-    above it, in place or moved along the diagonal; "forward" for the opposite; else "sorted".
+    above it, in place or moved along the diagonal; "forward" for the opposite; else "sorted", also
+    where the block mask is widened twice: isl had trouble enough.
     """
     if pattern.predicate == ex.FALSE:
         return "forward"
+    if len(cl.classify(pattern, tiling).widened) > 1:
+        return "sorted"
     try:
         with sets.budget():
             found = cl.project(pattern, tiling)
@@ -147,7 +150,7 @@ def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed"
                     moved = inner.wrap().apply(move)
                     rows_there = inner.domain()
                     landed = moved.unwrap().intersect_domain(rows_there)
-                    if landed.is_subset(inner):
+                    if sets.within(landed, inner):
                         return order  # type: ignore[return-value]
     except sets.OverBudget:
         pass

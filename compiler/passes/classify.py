@@ -23,6 +23,9 @@ MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
 
 
+LESS = 2
+"""After a spent budget the next, coarser attempt gets one part in so many."""
+
 SIMPLE = 36
 """Operations in the bounds of a piece below which no simpler form is looked for."""
 
@@ -56,16 +59,19 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     if pattern.predicate == ex.FALSE:
         return BlockMask(pattern=pattern, tiling=tiling, pieces=())
     notes: list[str] = []
+    share = 1
     for attempt, failure in (
         (_exact, "full tiles are masked too"),
         (_visited, "each row visits the hull of its tiles"),
         (_hull, "each row visits all tiles"),
     ):
         try:
-            pieces = merge_residuals(attempt(pattern, tiling))
+            pieces = merge_residuals(attempt(pattern, tiling, share))
             return BlockMask(pattern=pattern, tiling=tiling, pieces=pieces, widened=tuple(notes))
         except sets.OverBudget as error:
             notes.append(f"{failure}: {error}")
+            if isinstance(error, sets.Spent):
+                share *= LESS
     everything = Progression(base=ex.ZERO, count=ex.Var("NK"))
     return BlockMask(
         pattern=pattern, tiling=tiling, widened=tuple(notes),
@@ -73,24 +79,25 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     )
 
 
-def _exact(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+def _exact(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """Full and partial tiles, each class cut into progressions."""
-    with sets.budget():
+    with sets.budget(share=share):
         found = relations(pattern, tiling)
-    full = [Piece(tiles=p) for p, _ in best_split(found.full, found, pattern, tiling)]
-    return full + _partial(found.partial, found, pattern, tiling)
+    parts = best_split(found.full, found, pattern, tiling, share=share)
+    full = [Piece(tiles=p) for p, _ in parts]
+    return full + _partial(found.partial, found, pattern, tiling, share)
 
 
-def _visited(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+def _visited(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """All visited tiles as partial ones."""
-    with sets.budget():
+    with sets.budget(share=share):
         found = project(pattern, tiling)
-    return _partial(found.nonempty, found, pattern, tiling)
+    return _partial(found.nonempty, found, pattern, tiling, share)
 
 
-def _hull(pattern: Pattern, tiling: Tiling) -> list[Piece]:
+def _hull(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """One interval of tiles a row, from its first visited tile to its last."""
-    with sets.budget():
+    with sets.budget(share=share):
         found = project(pattern, tiling)
         interval = prog.hull(prog.row_of(found.nonempty, found.context))
     if interval is None or not _clean(interval):
@@ -124,7 +131,7 @@ def project(pattern: Pattern, tiling: Tiling) -> Relations:
         f" 0 <= q - {tiling.q} qb < {tiling.q} and 0 <= k - {tiling.k} kb < {tiling.k} }}"
     )
     nonempty = _tiles(pairs, token_tiles)
-    empty = nonempty.subtract(nonempty)
+    empty = isl.Map.empty(nonempty.get_space())
     return Relations(pairs, token_tiles, nonempty, empty, nonempty, _row_context(context))
 
 
@@ -147,8 +154,8 @@ def relations(pattern: Pattern, tiling: Tiling) -> Relations:
     rows = f"0 <= q < {tiling.q} * NQ" if "NQ" in names else "0 <= q"
     legal = sets.pair_map(ex.TRUE, names, f"{rows} and 0 <= k < {tiling.k} * NK")
     legal = legal.intersect_params(found.pairs.params())
-    holes = _tiles(legal.subtract(found.pairs), found.token_tiles)
-    full = found.nonempty.subtract(holes).coalesce()
+    holes = _tiles(sets.minus(legal, found.pairs), found.token_tiles)
+    full = sets.minus(found.nonempty, holes).coalesce()
     partial = found.nonempty.intersect(holes).coalesce()
     return Relations(found.pairs, found.token_tiles, found.nonempty, full, partial, found.context)
 
@@ -198,14 +205,14 @@ def _ranges(first: ex.IntExpr, last: ex.IntExpr, tiling: Tiling) -> list[Progres
 
 
 def _partial(
-    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling
+    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling, share: int
 ) -> list[Piece]:
     """Cut partial tiles into pieces and find what each still has to check."""
     whole = pattern.predicate
-    parts = best_split(tiles, found, pattern, tiling)
+    parts = best_split(tiles, found, pattern, tiling, share=share)
     if len(parts) > MAX_RESIDUALS:
         return [Piece(tiles=progression, residual=whole) for progression, _ in parts]
-    with sets.budget():
+    with sets.budget(share=share):
         return [
             Piece(tiles=progression, residual=residual_of(found, exact, whole))
             for progression, exact in parts
@@ -213,7 +220,7 @@ def _partial(
 
 
 def best_split(
-    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling
+    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling, *, share: int = 1
 ) -> list[tuple[Progression, isl.Set]]:
     """Cut tiles into progressions, with hints where that needs fewer or simpler ones.
 
@@ -227,8 +234,11 @@ def best_split(
         if with_hints and not near:
             break
         try:
-            with sets.budget():
+            with sets.budget(share=share):
                 parts = prog.split(row, near)
+        except sets.Spent as error:
+            trouble = error
+            break
         except sets.OverBudget as error:
             trouble = error
             continue

@@ -50,10 +50,8 @@ class Row:
 
     def same(self, other: isl.Set) -> bool:
         """Whether both hold the same key tiles wherever the context holds."""
-        return bool(
-            self.tiles.intersect_params(self.context).is_equal(
-                other.intersect_params(self.context)
-            )
+        return sets.equal(
+            self.tiles.intersect_params(self.context), other.intersect_params(self.context)
         )
 
 
@@ -85,9 +83,9 @@ def split(row: Row, hints: Sequence[Progression] = ()) -> list[tuple[Progression
         if tiles.is_empty():
             break
         inside = as_set(hint, tiles).intersect_params(row.context)
-        if not inside.is_empty() and inside.is_subset(tiles):
+        if not inside.is_empty() and sets.within(inside, tiles):
             found.append((hint, inside))
-            tiles = tiles.subtract(inside).coalesce()
+            tiles = sets.minus(tiles, inside).coalesce()
     return found + _split(Row(tiles, row.context))
 
 
@@ -149,7 +147,7 @@ def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
     found: list[isl.Set] = []
     covered = isl.Set.empty(tiles.get_space())
     for basic in basics:
-        rest = basic.subtract(covered).coalesce()
+        rest = sets.minus(basic, covered).coalesce()
         found += [b.to_set() for b in rest.make_disjoint().get_basic_sets()]
         covered = covered.union(basic)
     return found
@@ -161,7 +159,7 @@ def _is_interval(row: Row) -> bool:
         return False
     between = sets.read_map("{ [kb] -> [kb + 1] }")
     one_on = row.tiles.intersect(row.tiles.apply(sets.read_map("{ [kb] -> [k2] : k2 > kb }")))
-    return bool(one_on.is_subset(row.tiles.apply(between)))
+    return sets.within(one_on, row.tiles.apply(between))
 
 
 def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
@@ -292,9 +290,9 @@ def _repeating(row: Row, tiles: isl.Set) -> Iterator[Progression]:
         if kept[position] not in ("h", "qb"):
             places = places.project_out(isl.dim_type.param, position, 1)
             del kept[position]
-    width = places.dim_max(0).sub(places.dim_min(0))
-    run = sets.whole(width.max_val()) + 1
-    for low in sets.piecewise(places.dim_min(0), lambda kind, i: kept[i]):
+    least = sets.least(places)
+    run = sets.whole(sets.greatest(places).sub(least).max_val()) + 1
+    for low in sets.piecewise(least, lambda kind, i: kept[i]):
         for first, last in _ends_of_basic(row.tiles.gist_params(row.context), 1, name):
             # The first run that ends at or after ``first``; the proof fails if it would be cut.
             skipped = _ceil_div(ex.sub(first, ex.add(low, ex.Const(run - 1))), period)
@@ -318,7 +316,7 @@ def _ends(row: Row, tiles: isl.Set, stride: int) -> Iterator[tuple[ex.IntExpr, e
     if len(pieces) == 1:
         yield from _ends_of_basic(row.tiles.gist_params(row.context), stride, name)
     try:
-        low, high = tiles.dim_min(0), tiles.dim_max(0)
+        low, high = sets.least(tiles), sets.greatest(tiles)
     except isl.Error as error:
         sets.reraise_over_budget(error)
         return  # unbounded on some side
@@ -391,9 +389,9 @@ def _bounds_through_div(
 ) -> None:
     """Add the bound that a constraint on ``floor(kb / c)`` puts on ``kb``, if it is one."""
     alone = isl.BasicSet.universe(tiles.get_space()).add_constraint(constraint).to_set()
-    for bounds, extreme in ((lows, isl.Set.dim_min), (highs, isl.Set.dim_max)):
+    for bounds, extreme in ((lows, sets.least), (highs, sets.greatest)):
         try:
-            bounds.append(next(sets.piecewise(extreme(alone, 0), name)))
+            bounds.append(next(sets.piecewise(extreme(alone), name)))
         except isl.Error as error:
             sets.reraise_over_budget(error)  # otherwise: unbounded on this side
 
@@ -465,7 +463,7 @@ def hull(row: Row) -> Progression | None:
     tiles = row.tiles.intersect_params(row.context)
     names = names_of(tiles)
     try:
-        low, high = tiles.dim_min(0), tiles.dim_max(0)
+        low, high = sets.least(tiles), sets.greatest(tiles)
     except isl.Error as error:
         sets.reraise_over_budget(error)
         return None

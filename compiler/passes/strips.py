@@ -11,7 +11,7 @@ import islpy as isl
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import Progression, Tiling
+from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Strip
 from attnc.compiler.passes import classify as cl
@@ -20,7 +20,7 @@ from attnc.compiler.passes.eliminate import eliminate
 MAX_SHIFT_ROWS = 64
 """Longest row period that is tried for a shared mask."""
 
-SHIFT_OPERATIONS = 100_000
+SHIFT_OPERATIONS = 200_000
 """isl operations the search for a shared mask may take, a strip."""
 
 MAX_STRIPS = 48
@@ -41,6 +41,9 @@ def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     whole = pattern.predicate
     if whole == ex.FALSE:
         return ()
+    mask = cl.classify(pattern, tiling)
+    if len(mask.widened) > 1:  # the visited tiles are no progressions, or too much for isl
+        return _of_pieces(mask)
     try:
         with sets.budget():
             found = cl.project(pattern, tiling)
@@ -49,14 +52,15 @@ def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
         with sets.budget():
             checks = [cl.residual_of(found, e, whole) if few else whole for _, e in parts]
     except sets.OverBudget:
-        return tuple(
-            Strip(tiles=piece.tiles, residual=piece.residual, shift=None)
-            for piece in cl.classify(pattern, tiling).pieces
-        )
+        return _of_pieces(mask)
     return tuple(
         _strip(found, tiling, progression, exact, check, few=few)
         for (progression, exact), check in zip(parts, checks, strict=True)
     )
+
+
+def _of_pieces(mask: BlockMask) -> tuple[Strip, ...]:
+    return tuple(Strip(tiles=p.tiles, residual=p.residual, shift=None) for p in mask.pieces)
 
 
 def _strip(
@@ -92,7 +96,7 @@ def _shift(
             if both.is_empty():
                 continue
             here, there = kept.intersect(both), kept.apply(move.reverse()).intersect(both)
-            broken = here.subtract(there).union(there.subtract(here))
+            broken = sets.minus(here, there).union(sets.minus(there, here))
             if broken.is_empty():
                 return (rows, tiles), 0
             last = _last_row(broken, tiling)
@@ -106,7 +110,7 @@ def _last_row(pairs: isl.Set, tiling: Tiling) -> int | None:
     """Return the last query tile of some pairs, None if there is no last one."""
     queries = pairs.unwrap().domain()
     try:
-        last = queries.dim_max(0).max_val()
+        last = sets.greatest(queries).max_val()
     except isl.Error as error:
         sets.reraise_over_budget(error)
         return None
