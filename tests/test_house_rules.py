@@ -23,7 +23,13 @@ SOURCES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
 OTHERS = [p for folder in ("tests", "bench", "examples") for p in (ROOT / folder).rglob("*.py")]
 BY_NAME = {str(p.relative_to(ROOT)): p for p in SOURCES}
 # codegen writes torch code; these files are pasted into written modules as they are.
-PASTED = ("codegen/cpu_executor.py", "codegen/cpu_schedule.py", "codegen/op_contract.py")
+PASTED = tuple(
+    f"codegen/{name}.py"
+    for name in (
+        "cpu_executor", "cpu_gathered", "cpu_schedule", "op_contract", "op_inputs", "tables",
+        "tile_bounds", "transforms",
+    )
+)  # fmt: skip
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 

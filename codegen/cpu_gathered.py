@@ -1,0 +1,313 @@
+"""q, k, v + a table of tiles -> attention, with masks and scores made at the call.
+
+``codegen/data.py`` pastes what stands below the cut line, verbatim, into the written modules of
+patterns that read inputs or have score terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from attnc.codegen.tables import _Data, _Table, _tile_table, _TileRules
+
+# --- cut: gathered executor ---
+
+# Rows with equally many tiles share a call to torch's CPU flash kernel. Their keys are views where
+# the tiles follow each other in equal steps, else copies, a bounded number of bytes at a time.
+# Masks and terms added to the product are one float mask; other scores take matrix products.
+
+_KEYS_AT_ONCE = 8192  # keys of a row in one call; longer rows merge by log-sum-exp
+_COPY_BYTES = 32 << 20  # keys and values held at once
+_SCORES_AT_ONCE = 1 << 22  # elements of a mask, or scores, held at once
+_WORTH_A_CALL_BYTES = 1 << 20  # keys whose copy costs more than a call of their own
+_flash_gathered = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Gathered(NamedTuple):
+    """A CPU plan whose masks or scores are made at the call."""
+
+    rules: _TileRules
+    keep: Callable[..., Any]  # q, k, h, b, nq, nk, data -> bool
+    by_head: bool  # whether rows, masks or scores of heads differ
+    kv_heads: bool  # whether a head of the pattern is a head of k
+    score: Callable[..., Any] | None = None  # dot, q, k, h, b, nq, nk, data -> number; None: dot
+    additive: bool = True  # whether the score is the dot plus a number
+
+
+class _Stretch(NamedTuple):
+    """Rows with equally many tiles of one batch item and head: their tiles and classes."""
+
+    rows: torch.Tensor  # [R]
+    tiles: torch.Tensor  # [R, T]
+    partial: torch.Tensor  # [R, T] bool: whether the pairs of a tile are looked at
+    step: int | None  # tiles from the keys of a row to those of the next; None: copied
+
+
+class _Share(NamedTuple):
+    """A part of batch and heads, under one mask."""
+
+    b: int  # item of the inputs
+    h: int  # head of the pattern
+    items: slice
+    q_heads: slice
+    k_heads: slice
+
+
+class _Place(NamedTuple):
+    """What masks and scores are told besides q and k."""
+
+    h: int
+    b: int
+    nq: int
+    nk: int
+    data: _Data
+
+
+def _gathered_attention(
+    plan: _Gathered, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, data: _Data
+) -> _Pair:
+    """Run a plan. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``; no length is 0."""
+    nq, nk = q.shape[2], k.shape[2]
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    own = max((x.shape[0] for x in data.values() if isinstance(x, torch.Tensor)), default=1)
+    with torch.device("cpu"):  # whatever the default device is
+        table = _tile_table(plan.rules, nq, nk, own, data, q.device)
+        q, k, v = _tiled(q, plan.rules.q), _tiled(k, plan.rules.k), _tiled(v, plan.rules.k)
+        out = torch.zeros(*q.shape[:4], v.shape[4], dtype=exact)
+        lse = torch.full(q.shape[:4], -math.inf, dtype=exact)
+        for share in _shares(plan, own > 1, q, k, v):
+            on_q, on_k = (share.items, share.q_heads), (share.items, share.k_heads)
+            lanes = [x[on_k].flatten(0, 1) for x in (k, v)]  # [E, tiles, BK, D or Dv]
+            sizes = (len(k[on_k]), k[on_k].shape[1], -1)  # E = B * Hkv; G heads of q for each
+            queries = q[on_q].unflatten(1, sizes[1:]).flatten(0, 1)  # [E, G, tiles, BQ, D]
+            place = _Place(share.h, share.b, nq, nk, data)
+            for part in _stretches(plan, table, place, lanes):
+                whole, total = _attend_rows(plan, part, place, scale, queries, *lanes)
+                rows = (slice(None),) * 3 + (part.rows,)
+                out[on_q].unflatten(1, sizes[1:])[rows] = whole.unflatten(0, sizes[:2])
+                lse[on_q].unflatten(1, sizes[1:])[rows] = total.unflatten(0, sizes[:2])
+    out = out.flatten(2, 3)[:, :, :nq].to(k.dtype)
+    return out.contiguous(), lse.flatten(2, 3)[:, :, :nq].contiguous()
+
+
+def _tiled(x: torch.Tensor, side: int) -> torch.Tensor:
+    """View ``[B, H, N, D]`` as ``[B, H, tiles, side, D]``; the last tile is filled with zeros."""
+    rest = -x.shape[2] % side
+    filled = F.pad(x, (0, 0, 0, rest)) if rest else x
+    tiles: torch.Tensor = filled.unflatten(2, (-1, side))
+    return tiles
+
+
+def _shares(
+    plan: _Gathered, by_item: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> Iterator[_Share]:
+    """Cut batch and heads into parts with one mask each, whose keys may be held at once."""
+    batch, heads, kv_heads = q.shape[0], q.shape[1], k.shape[1]
+    group = heads // kv_heads
+    bytes_a_lane = _KEYS_AT_ONCE * (k.shape[4] + v.shape[4]) * k.element_size()
+    most = max(1, _COPY_BYTES // bytes_a_lane)
+    apart = by_item or batch * (1 if plan.by_head else kv_heads) > most
+    for item in range(batch) if apart else (0,):
+        items = slice(item, item + 1) if apart else slice(None)
+        b = item if by_item else 0
+        if plan.by_head and not plan.kv_heads:
+            for h in range(heads):
+                own = h // group
+                yield _Share(b, h, items, slice(h, h + 1), slice(own, own + 1))
+            continue
+        step = 1 if plan.by_head else min(kv_heads, most)
+        for h in range(0, kv_heads, step):
+            yield _Share(
+                b, h, items, slice(h * group, (h + step) * group), slice(h, h + step)
+            )
+
+
+def _stretches(
+    plan: _Gathered, table: _Table, place: _Place, lanes: list[torch.Tensor]
+) -> Iterator[_Stretch]:
+    """Gather the rows of one batch item and head that have equally many tiles."""
+    tiles_q, tiles_k = -(-place.nq // plan.rules.q), -(-place.nk // plan.rules.k)
+    first = (place.b if table.batch > 1 else 0) * table.heads + (
+        place.h if table.heads > 1 else 0
+    )
+    starts = table.starts[first * tiles_q : (first + 1) * tiles_q + 1]
+    counts = starts.diff()
+    a_tile = sum(x[:, 0].numel() * x.element_size() for x in lanes)
+    for count in counts.unique().tolist():
+        if count == 0:
+            continue
+        rows = (counts == count).nonzero()[:, 0]
+        entry = table.entries[starts[rows][:, None] + torch.arange(count)]
+        tiles = entry >> 3
+        looked_at = entry & 7 == 1
+        if place.nk % plan.rules.k:  # keys beyond the end
+            looked_at |= tiles == tiles_k - 1
+        for some, step in _equal_steps(tiles, max(1, _WORTH_A_CALL_BYTES // (count * a_tile))):
+            yield _Stretch(rows[some], tiles[some], looked_at[some], step)
+
+
+def _equal_steps(
+    tiles: torch.Tensor, worth: int
+) -> Iterator[tuple[torch.Tensor, int | None]]:
+    """Cut rows into runs whose keys are views of one another, ``worth`` rows at least, and others.
+
+    Returns: rows and their step; None for those whose keys are copied.
+    """
+    joined = (tiles.diff(dim=1) == 1).all(1)
+    step = tiles[:, 0].diff()
+    linked = joined[1:] & joined[:-1] & (step >= 0)
+    breaks = ~linked
+    breaks[1:] |= linked[:-1] & (step.diff() != 0)
+    label = F.pad(breaks.cumsum(0), (1, 0))
+    _, label, lengths = label.unique(return_inverse=True, return_counts=True)
+    viewed = joined & (lengths[label] >= worth)
+    for number in label[viewed].unique().tolist():
+        rows = (label == number).nonzero()[:, 0]
+        yield rows, int(step[rows[0]]) if len(rows) > 1 else 0
+    if not viewed.all():
+        yield (~viewed).nonzero()[:, 0], None
+
+
+def _attend_rows(
+    plan: _Gathered, part: _Stretch, place: _Place, scale: float,
+    queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+) -> _Pair:
+    """Attend some rows to all their keys, portion by portion.
+
+    Shape: out ``[E, G, R, BQ, Dv]``, lse ``[E, G, R, BQ]``, in the dtype of sums.
+    """
+    (lanes, group, _, tile_q, _), tile_k = queries.shape, k.shape[2]
+    exact = torch.float64 if k.dtype == torch.float64 else torch.float32
+    rows, count = part.tiles.shape
+    held = group * tile_q * tile_k * (1 if plan.additive else lanes)
+    copied = lanes * tile_k * (k.shape[3] + v.shape[3]) * k.element_size()
+    wide = max(1, min(count, _KEYS_AT_ONCE // tile_k, _SCORES_AT_ONCE // held))
+    tall = max(1, min(_SCORES_AT_ONCE // (held * wide), _COPY_BYTES // (copied * wide)))
+    out = torch.zeros(lanes, group, rows, tile_q, v.shape[3], dtype=exact)
+    lse = torch.full((lanes, group, rows, tile_q), -math.inf, dtype=exact)
+    for top in range(0, rows, tall):
+        some = slice(top, top + tall)
+        asked = queries[:, :, part.rows[some]]
+        for left in range(0, count, wide):
+            own = (some, slice(left, left + wide))
+            piece = _Stretch(part.rows[some], part.tiles[own], part.partial[own], part.step)
+            attend = _by_flash if plan.additive else _by_products
+            found, found_lse = attend(plan, piece, place, scale, asked, k, v)
+            whole, whole_lse = out[:, :, some], lse[:, :, some]
+            if left == 0:
+                whole.copy_(found)
+                whole_lse.copy_(found_lse)
+                continue
+            total = torch.logaddexp(whole_lse, found_lse)
+            finite = total.masked_fill(total == -math.inf, 0)  # no key yet: weights 0, not NaN
+            whole.mul_((whole_lse - finite).exp_()[..., None])
+            whole.add_(found * (found_lse - finite).exp_()[..., None])
+            whole_lse.copy_(total)
+    return out, lse
+
+
+def _by_flash(
+    plan: _Gathered, part: _Stretch, place: _Place, scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+) -> _Pair:
+    """Attend by torch's flash kernel. Shape: q ``[E, G, R, BQ, D]`` -> out, lse alike."""
+    group, (tile_q, dim), value_dim = q.shape[1], q.shape[3:], v.shape[3]
+    bias, dead = _bias(plan, part, place, k.dtype)
+    if bias is not None:  # the same for each head of a group
+        bias = bias.repeat(1, group, 1)[None]
+    asked = q.transpose(1, 2).flatten(2, 3)  # [E, R, G * BQ, D]
+    keys, values = (_keys_of(x, part) for x in (k, v))
+    wider = value_dim - dim  # the kernel wants equal widths; zeros change no product
+    if wider > 0:
+        asked, keys = F.pad(asked, (0, wider)), F.pad(keys, (0, wider))
+    elif wider < 0:
+        values = F.pad(values, (0, -wider))
+    out, lse = _flash_gathered(asked, keys, values, 0.0, False, attn_mask=bias, scale=scale)
+    out, lse = (x.unflatten(2, (group, tile_q)).transpose(1, 2) for x in (out, lse))
+    if dead is not None:  # the kernel says lse 0 for a row without keys
+        out, lse = out.masked_fill(dead[..., None], 0), lse.masked_fill(dead, -math.inf)
+    return out[..., :value_dim], lse
+
+
+def _by_products(
+    plan: _Gathered, part: _Stretch, place: _Place, scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+) -> _Pair:
+    """Attend by matrix products, for scores that are not the dot plus a number."""
+    assert plan.score is not None
+    exact = torch.float64 if k.dtype == torch.float64 else torch.float32
+    keys, values = (_keys_of(x, part).to(exact)[:, None] for x in (k, v))  # [E, 1, R, T * BK, D]
+    dot = (q.to(exact) @ keys.mT * scale).unflatten(4, (part.tiles.shape[1], -1))
+    at_q, at_k = _positions(plan, part)
+    score = plan.score(dot, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
+    score = score.expand_as(dot).clone()  # [E, G, R, BQ, T, BK]
+    _masked(plan, part, place, score)
+    score = score.flatten(4)
+    lse = score.logsumexp(4)
+    finite = lse.masked_fill(lse == -math.inf, 0)
+    return (score - finite[..., None]).exp_() @ values, lse
+
+
+def _bias(
+    plan: _Gathered, part: _Stretch, place: _Place, dtype: torch.dtype
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return what is added to the products, ``[R, BQ, T * BK]``, and the rows without keys.
+
+    None: nothing is added; every row has a key.
+    """
+    if plan.score is None and not part.partial.any():
+        return None, None
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    tile_q, tile_k = plan.rules.q, plan.rules.k
+    bias = torch.zeros(len(part.rows), tile_q, part.tiles.shape[1], tile_k, dtype=exact)
+    if plan.score is not None:
+        at_q, at_k = _positions(plan, part)
+        bias += plan.score(0.0, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
+    _masked(plan, part, place, bias)
+    bias = bias.flatten(2)
+    dead = bias.amax(2) == -math.inf
+    return bias, dead if dead.any() else None
+
+
+def _positions(plan: _Gathered, part: _Stretch) -> _Pair:
+    """Return the positions of queries ``[R, BQ, 1, 1]`` and keys ``[R, 1, T, BK]``."""
+    q = part.rows[:, None] * plan.rules.q + torch.arange(plan.rules.q)
+    k = part.tiles[:, :, None].to(torch.int64) * plan.rules.k + torch.arange(plan.rules.k)
+    return q[:, :, None, None], k[:, None]
+
+
+def _masked(plan: _Gathered, part: _Stretch, place: _Place, score: torch.Tensor) -> None:
+    """Write -inf where a pair is not kept. Shape: score ``[..., R, BQ, T, BK]``."""
+    row, number = part.partial.nonzero().unbind(1)
+    if not len(row):
+        return
+    q = part.rows[row, None, None] * plan.rules.q + torch.arange(plan.rules.q)[:, None]
+    k = part.tiles[row, number, None, None].to(torch.int64) * plan.rules.k
+    k = k + torch.arange(plan.rules.k)
+    kept = plan.keep(q, k, place.h, place.b, place.nq, place.nk, place.data)
+    kept = kept & (k < place.nk) & (q >= 0)  # [tiles, BQ, BK]
+    by_tile = score.transpose(-2, -3).movedim((-4, -3), (0, 1))  # [R, T, ..., BQ, BK]
+    while kept.dim() < by_tile.dim() - 1:
+        kept = kept.unsqueeze(1)
+    by_tile[row, number] = by_tile[row, number].masked_fill(~kept, -math.inf)
+
+
+def _keys_of(x: torch.Tensor, part: _Stretch) -> torch.Tensor:
+    """Return the keys of each row. Shape: ``[E, tiles, BK, D] -> [E, R, T * BK, D]``."""
+    rows, count = part.tiles.shape
+    if part.step is None:
+        found = x.index_select(1, part.tiles.flatten())
+        return found.view(x.shape[0], rows, count * x.shape[2], x.shape[3])
+    a_tile = x.stride(1)
+    start = x.storage_offset() + int(part.tiles[0, 0]) * a_tile
+    return x.as_strided(
+        (x.shape[0], rows, count * x.shape[2], x.shape[3]),
+        (x.stride(0), part.step * a_tile, x.stride(2), x.stride(3)),
+        start,
+    )
