@@ -229,8 +229,9 @@ class _Place:
             return replace(self, brackets=inner, awaits="", value=len(inner))
         chained = word == "let" if self.awaits == "in" else self.quantifier and word in _QUANTIFIERS
         opened, bodies = self.brackets[-1]
-        # A line indents once: for a bracket that it leaves open, or else for a body that it awaits.
-        indented = self.row == (self.first_row if opened < 0 else opened)
+        # A line indents once: as the start of an item or clause, for a bracket that it leaves open,
+        # or for a body that it awaits.
+        indented = self.row in ((self.first_row, self.clause_row) if opened < 0 else (opened,))
         inner = (*self.brackets[:-1], (opened, bodies + (not chained and not indented)))
         return replace(self, brackets=inner, awaits="")
 

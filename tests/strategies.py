@@ -17,9 +17,7 @@ DIVISORS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16))
 
 
 def _terms(names: tuple[str, ...]) -> st.SearchStrategy[str]:
-    scaled = st.builds(
-        "{0} * {1}".format, st.integers(-3, 4).filter(bool), st.sampled_from(names)
-    )
+    scaled = st.builds("{0} * {1}".format, st.integers(-3, 4).filter(bool), st.sampled_from(names))
     return st.sampled_from(names) | scaled | CONSTANTS.map(str)
 
 
@@ -61,9 +59,7 @@ def _atoms(names: tuple[str, ...]) -> st.SearchStrategy[str]:
 def _quantified(names: tuple[str, ...]) -> st.SearchStrategy[str]:
     inner = (*names, "e")
     low, extent = st.integers(-2, 3), st.integers(-1, 4)
-    body = _atoms(inner) | st.builds(
-        "2**(e + 3) <= {0} and {0} < 2**(e + 4)".format, linear(names)
-    )
+    body = _atoms(inner) | st.builds("2**(e + 3) <= {0} and {0} < 2**(e + 4)".format, linear(names))
     return st.builds(
         lambda op, a, n, text: f"({op} e in {a}..{a + n} : {text})",
         st.sampled_from(("exists", "forall")), low, extent, body,

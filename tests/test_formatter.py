@@ -105,6 +105,48 @@ CASES = {
         "pattern p =\n    causal & (\n        { q -> k :\n            q < k\n"
         "            and k < 3\n        }\n      | a\n    )\n",
     ),
+    "spaces": (
+        "space s=text : grid( i:77 )++grid(t:30,y ,x)tiled[1,8 , 8]++l[i in 0 .. 3] :"
+        "grid( * s[i])\n",
+        "space s = text: grid(i: 77) ++ grid(t: 30, y, x) tiled [1, 8, 8] "
+        "++ l[i in 0..3]: grid(*s[i])\n",
+    ),
+    "inputs and functions": (
+        "input d:int [ n,* ]=-a [i]\nfn f ( x:real=-1 )=x . y+sum i in 0 .. 3:i*x\n",
+        "input d: int[n, *] = -a[i]\nfn f(x: real = -1) = x.y + sum i in 0..3 : i * x\n",
+    ),
+    "attention and scores": (
+        "attention a kv_heads g : 8=softmax ( dot,over :a|b,sink:-1 )\n"
+        "score s on a->b={ q in a [i]->k in b,h:- q.y }\n",
+        "attention a kv_heads g: 8 = softmax(dot, over: a | b, sink: -1)\n"
+        "score s on a -> b = { q in a[i] -> k in b, h : -q.y }\n",
+    ),
+    "new sets": (
+        "pattern p=union over i in 0 .. 3:ps [i]"
+        "&blocks( a(b:1),4,count>=[for i in 0..3:-i] [ 0 ])\n"
+        "pattern q={ q->k:( q ,k )not in a(x : count e in 0..3:e>k,y:1) }\n",
+        "pattern p = union over i in 0..3 : ps[i] "
+        "& blocks(a(b: 1), 4, count >= [for i in 0..3 : -i][0])\n"
+        "pattern q = { q -> k : (q, k) not in a(x: count e in 0..3 : e > k, y: 1) }\n",
+    ),
+    "words that are names": (
+        'pattern on(on:int) on on heads heads:-on require -on<- 1 else "a  b"='
+        "{ on->on:-on<- on }\n",
+        'pattern on(on: int) on on heads heads: -on require -on < -1 else "a  b" = '
+        "{ on -> on : -on < -on }\n",
+    ),
+    "clauses on lines of their own": (
+        "pattern p(w: int)\non text: grid(i: n)\n-> video\n++ text: grid(\ni: n\n)\n"
+        'require w < 3\nand w > 1\nelse "no"\nrequire forall a in 0..2 :\nw > a\nelse "" =\n'
+        "{ q -> k :\nforall a in 0..2 :\nexists b in 0..2 :\nlet c =\na + b in\nc\n< w }\n"
+        "| causal\n",
+        "pattern p(w: int)\n    on text: grid(i: n)\n        -> video\n     ++ text: grid(\n"
+        "            i: n\n        )\n    require w < 3\n        and w > 1\n"
+        '        else "no"\n    require forall a in 0..2 :\n        w > a\n'
+        '        else "" =\n    { q -> k :\n        forall a in 0..2 :\n'
+        "        exists b in 0..2 :\n            let c =\n                a + b in\n"
+        "                c\n                    < w }\n  | causal\n",
+    ),
     "conditions and lets": (
         "pattern p = if w==1 then a else { q->k:let d=q-k in not(d in[1,2])or true }\n",
         "pattern p = if w == 1 then a "
@@ -130,6 +172,32 @@ def test_a_long_header_gets_a_line_a_parameter():
     text = format_file(f"pattern a_pattern_with_a_long_name({', '.join(params)}) = causal\n")
     listed = ",\n    ".join(params)
     assert text == f"pattern a_pattern_with_a_long_name(\n    {listed}\n) =\n    causal\n"
+
+
+def test_a_long_header_gets_a_line_a_clause_and_a_space_one_a_segment():
+    segments = [f"segment_{i}: grid(t: 30, y: 48, x: 80) tiled [1, 8, 8]" for i in range(3)]
+    listed = "\n ++ ".join(segments)
+    assert format_file(f"space s = {' ++ '.join(segments)}\n") == f"space s =\n    {listed}\n"
+    clauses = [f"on {segments[0]}", "heads h: 8", 'require w > 3 and w < 9 else "out of range"']
+    text = format_file(f"pattern p(w: int = 8) {' '.join(clauses)} = causal\n")
+    listed = "\n    ".join(clauses)
+    assert text == f"pattern p(w: int = 8)\n    {listed} =\n    causal\n"
+
+
+def test_a_long_softmax_gets_a_line_an_argument():
+    parts = ["bend(dot, cap: 30) + slopes(heads)", "over: causal | { q -> k, h : k < h }",
+             "sink: sinks[h]", "scale: 1 / 8"]  # fmt: skip
+    text = format_file(f"attention gemma heads h: 8 = softmax({', '.join(parts)})\n")
+    listed = ",\n        ".join(parts)
+    assert text == f"attention gemma heads h: 8 =\n    softmax(\n        {listed}\n    )\n"
+
+
+def test_a_long_header_with_inputs_parts_them_from_choices():
+    params = ["mode: one of self, past = self", "input segments: int[n, heads] = repeat(counts)",
+              "input: one of input, other = input"]  # fmt: skip
+    text = format_file(f"pattern a_pattern({', '.join(params)}) = causal\n")
+    listed = ",\n    ".join(params)
+    assert text == f"pattern a_pattern(\n    {listed}\n) =\n    causal\n"
 
 
 def test_bodies_are_indented_and_chained_lets_are_not():

@@ -12,7 +12,7 @@ from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import CompileError
 from attnc.dsl.limits import MAX_TREE_DEPTH
 from attnc.dsl.parser import MAX_ERRORS, parse, parse_expression
-from attnc.dsl.printer import show_expr, show_set
+from attnc.dsl.printer import show_expr, show_file, show_set
 from attnc.dsl.source import Source
 
 
@@ -59,6 +59,14 @@ GROUPING = {
     "let d = not exists e in 0..3 : b in d": "let d = (not (exists e in 0..3 : b)) in d",
     "let d = 2**if a then 1 else -b**2 in d": "let d = 2**(if a then 1 else (-(b**2))) in d",
     "if a then b else if c then d else e": "if a then b else (if c then d else e)",
+    "a + sum i in 0..n : i + 1": "a + (sum i in (0)..(n) : (i + 1))",
+    "count i in 0..3 : a and b == 2": "count i in 0..3 : (a and (b == 2))",
+    "let d = sum i in 0..3 : i in d": "let d = (sum i in 0..3 : i) in d",
+    "not (q, k) in p and a": "(not ((q, k) in p)) and a",
+    "(q - 1, k) not in p[i] or a": "((q - 1, k) not in p[i]) or a",
+    "-q.y**2": "-((q.y)**2)",
+    "q.y[0]": "(q.y)[0]",
+    "[for i in 0..3 : i or a]": "[for i in 0..3 : (i or a)]",
 }
 
 
@@ -74,6 +82,9 @@ SET_GROUPING = {
     "if w == 1 then a else b | c": "if w == 1 then a else (b | c)",
     "a | if w == 1 then b else c & d": "a | (if w == 1 then b else (c & d))",
     "~~a": "~(~a)",
+    "union over i in 0..3 : a[i] | b": "union over i in 0..3 : (a[i] | b)",
+    "c & union over i in 0..n : a | b": "c & (union over i in 0..n : (a | b))",
+    "~blocks(a | b, 4, any)": "~(blocks((a | b), 4, any))",
 }
 
 
@@ -122,6 +133,73 @@ def test_every_part_of_a_file():
     assert bare == ast.Reference(name="bare", args=())
 
 
+def test_every_part_of_a_space():
+    file = read(
+        "space video = text: grid(i: 77) ++ grid(t: 30, y, x) tiled [1, 8, 8]\n"
+        "  ++ levels[i in 0..3]: grid(*shapes[i]) ++ other\n"
+        "pattern p on video -> a ++ b kv_heads g: 8 layers l: 26\n"
+        '  require n > 4 else "too short" require true else "" =\n'
+        "    { q in text -> k in levels[2], g : q.i == k[0] }\n"
+    )
+    video, p = file.items
+    text, pixels, levels, other = video.space.segments
+    assert (text.name, text.grid.axes[0].name) == ("text", "i")
+    assert pixels.name is None
+    assert [a.extent for a in pixels.grid.axes[1:]] == [ast.Name(name="y"), ast.Name(name="x")]
+    assert pixels.grid.tile == parse_expression("[1, 8, 8]")
+    assert (levels.var, levels.high) == ("i", parse_expression("3"))
+    assert levels.grid == ast.Grid(shape=parse_expression("shapes[i]"))
+    assert other == ast.Segment(name="other", grid=None)
+    assert [s.name for s in p.on.query.segments] == ["video"]
+    assert [s.name for s in p.on.key.segments] == ["a", "b"]
+    assert p.heads == ast.Heads(var="g", count=parse_expression("8"), kv=True)
+    assert p.layers == ast.Layers(var="l", count=parse_expression("26"))
+    assert [r.message for r in p.requires] == ["too short", ""]
+    assert p.body.query_segment == ast.SegmentName(name="text")
+    assert p.body.key_segment == ast.SegmentName(name="levels", index=parse_expression("2"))
+    assert (p.body.query, p.body.key, p.body.head) == ("q", "k", "g")
+
+
+def test_every_part_of_an_attention():
+    file = read(
+        "input doc: int[n, *] = a * b\ninput phase: bool\n"
+        "# bends\nfn bend(s: real, cap: real = 50) = cap * tanh(s / cap)\n"
+        "score far(input bias: real[heads]) on x heads h: 4 = { q -> k, h : bias[h] * (q - k) }\n"
+        "attention a(w: int) = softmax(\n"
+        "  bend(dot, cap: 30), scale: 1 / 8, over: causal | { q -> k, h : true }, sink: s[h]\n)\n"
+    )
+    doc, phase, bend, far, a = file.items
+    assert [d.extent for d in doc.dims] == [ast.Name(name="n"), None]
+    assert (doc.default, phase.dims) == (parse_expression("a * b"), ())
+    assert (bend.doc, bend.params[1].default) == ("bends", parse_expression("50"))
+    assert isinstance(far.params[0], ast.Input)
+    assert far.body.head == "h"
+    assert a.score == ast.Call(
+        function="bend", args=(ast.Name(name="dot"), parse_expression("30")), names=(None, "cap")
+    )
+    assert isinstance(a.over, ast.SetUnion)
+    assert (a.sink, a.scale) == (parse_expression("s[h]"), parse_expression("1 / 8"))
+
+
+def test_three_arguments_and_a_rule_make_rounded_blocks():
+    rounded = body("blocks(a, 64, 32, density >= 1 / 2)")
+    assert (rounded.block_q, rounded.block_k) == (parse_expression("64"), parse_expression("32"))
+    assert (rounded.rule, rounded.op) == ("density", ">=")
+    assert body("blocks(a, 4, any)").threshold is None
+    assert isinstance(body("blocks(~a, 4, all)").part, ast.SetComplement)
+    for text in ("blocks", "blocks()", "blocks(4)", "blocks(4, any)", "blocks(a, b, c)"):
+        assert isinstance(body(text), ast.Reference)
+
+
+def test_an_item_may_start_inside_an_open_bracket():
+    text = (
+        "pattern a(x: int = (\nspace s = grid(\ninput d: int[\n"
+        "pattern b(w: int,\n  input d: int[n]\n) on s\nheads h: 4\nlayers l: 2 = causal\n"
+        "score c = {\nattention e = softmax(dot\nfn f(x: real = 3\nkv_heads g 4\n"
+    )
+    assert [line for _, line, _ in errors(text)] == [1, 2, 3, 9, 10, 11, 12]
+
+
 @pytest.mark.parametrize(
     "word",
     ["pattern", "param", "heads", "import", "from", "int", "list", "bool", "rational", "one", "of",
@@ -135,6 +213,31 @@ def test_keywords_are_names_where_nothing_else_can_be_meant(word):
         f"  | {word}({word}: {word}, {word})\n  | {word}\n"
     )
     assert len(file.items) == 3
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["text", "tile", "count", "union", "layers", "sum", "for", "over", "blocks", "any", "all",
+     "density", "grid", "tiled", "on", "kv_heads", "fn", "real", "softmax", "sink", "scale",
+     "require", "input", "pattern", "heads"],
+)  # fmt: skip
+def test_newer_keywords_are_names_where_nothing_else_can_be_meant(word):
+    file = read(
+        f"space {word} = {word} ++ {word}: grid({word}: {word}) tiled {word} ++ grid({word})\n"
+        f"input {word}: int[{word}, *] = {word}({word})\n"
+        f"fn {word}({word}: real = {word}) = {word} + {word}[{word}] * {word}.{word}\n"
+        f"pattern {word}(input {word}: int[{word}], {word}: one of {word}, {word})\n"
+        f"  on {word} -> {word} heads {word}: {word} layers {word}: {word}\n"
+        f'  require {word} > {word} else "{word}" =\n'
+        f"    {{ {word} in {word} -> {word} in {word}[{word}] : ({word}, {word}) in {word} }}\n"
+        f"  | blocks({word}, {word}, {word}, count > {word})\n"
+        f"  | union over {word} in {word}..{word} : {word}[{word}] & {word}({word}, {word})\n"
+        f"attention {word} = softmax({word} + {word}, over: {word}, sink: {word})\n"
+        f"param {word}: int = sum {word} in {word}..{word} : count {word} in 1..2 : {word} > 1\n"
+        f"param {word}: list[int] = [for {word} in {word}..{word} : [{word}, {word}]]\n"
+    )
+    assert len(file.items) == 7
+    assert read(show_file(file)) == file
 
 
 @pytest.mark.parametrize(
@@ -196,9 +299,7 @@ def test_a_long_sum_is_a_shallow_tree_with_the_same_value():
         return left + right if expr.op == "+" else left - right
 
     expr = parse_expression(text)
-    assert value(expr) == 7 + sum(
-        -i * i if sign == "-" else i * i for i, sign in enumerate(signs)
-    )
+    assert value(expr) == 7 + sum(-i * i if sign == "-" else i * i for i, sign in enumerate(signs))
     depth, level = 0, [expr]
     while level:
         depth, level = depth + 1, [c for node in level for c in ast.children(node)]
