@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,36 +13,54 @@ from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Counts
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
+    from attnc.compiler.loaded import Loaded
     from attnc.dsl.diagnostics import Diagnostic
     from attnc.runtime.op import Op
     from attnc.runtime.options import TileLike
 
-Dense = Callable[[int, int], "NDArray[np.bool_]"]
 _DEFAULT_TILE = (128, 64)
 _LENGTH_MAX = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a softmax runs over, before the mask, and the logit beside the keys.
+
+    Shape: ``values`` float64 ``[heads or 1, nq, nk]``, ``sink`` float64 ``[heads or 1]`` or None.
+    ``scale`` is the factor of the product of query and key, None for ``1 / sqrt(D)``.
+    """
+
+    values: torch.Tensor
+    sink: torch.Tensor | None
+    scale: float | None
 
 
 class Pattern:
     """A pattern with its parameters bound: which keys each query sees.
 
-    Made by ``attnc.load``, ``attnc.parse`` and ``attnc.zoo``. ``ir`` is the pattern IR; patterns
-    with equal IR are equal. Without ``dense``, the definition to evaluate, masks come from the IR.
+    Made by ``attnc.load``, ``attnc.parse`` and ``attnc.zoo``; patterns with equal IR are equal.
+    ``source`` is what was loaded, whose definition is then evaluated, or an IR alone.
     """
 
-    __slots__ = ("_dense", "ir")
+    __slots__ = ("_source",)
 
-    def __init__(self, ir: pat.Pattern, *, dense: Dense | None = None) -> None:
-        self.ir = ir
-        self._dense = ir.mask if dense is None else dense
+    def __init__(self, source: pat.Pattern | Loaded) -> None:
+        self._source = source
+
+    @property
+    def ir(self) -> pat.Pattern:
+        """The pattern IR.
+
+        Raises: CompileError where a size that must be known (a head count, say) is not.
+        """
+        return self._source if isinstance(self._source, pat.Pattern) else self._source.ir
 
     @property
     def name(self) -> str:
         """The name it was defined with."""
-        return self.ir.name
+        return self._source.name
 
     @property
     def heads(self) -> int | None:
@@ -58,18 +77,84 @@ class Pattern:
         """What was found while it was loaded, and is not an error."""
         return self.ir.warnings
 
+    def layer(self, layer: int) -> Pattern:
+        """Return the pattern of one layer, where it is defined for several."""
+        if isinstance(self._source, pat.Pattern):
+            raise ValueError("layer: this pattern was made from an IR, which has one layer")
+        return Pattern(self._source.at_layer(_whole("layer", "layer", layer)))
+
     def mask(
-        self, n: int | None = None, *, nq: int | None = None, nk: int | None = None
+        self,
+        n: int | None = None,
+        *,
+        nq: int | None = None,
+        nk: int | None = None,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+        layer: int | None = None,
     ) -> torch.Tensor:
         """Evaluate the definition of the pattern at every pair: its meaning.
 
-        Shape: bool ``[heads or 1, nq, nk]``; ``n`` stands for both lengths. Memory and time in
-        proportion to ``nq * nk``.
-        Raises: ImportError without torch.
+        Shape: bool ``[heads or 1, nq, nk]``; ``n`` stands for both lengths. A pattern with layers
+        has them in front, unless ``layer`` chooses one. Memory and time in proportion to
+        ``nq * nk``.
+        Args:
+            inputs: run-time tensors by name, without a batch dimension: arrays, tensors or lists.
+            extents: symbolic extents and sides of inputs by name. Lengths and sizes that spaces
+                and inputs determine may be left out.
+        Raises: ImportError without torch, CompileError where something is missing or does not fit.
         """
-        lengths = _lengths("mask", n, nq, nk)
-        mask: torch.Tensor = _torch("Pattern.mask").from_numpy(self._dense(*lengths))
-        return mask
+        torch = _torch("Pattern.mask")
+        given = self._given("mask", n, nq, nk, inputs, extents, layer)
+        if isinstance(self._source, pat.Pattern):
+            return torch.from_numpy(self._source.mask(**given))  # type: ignore[no-any-return]
+        return torch.from_numpy(self._source(**given, layer=layer))  # type: ignore[no-any-return]
+
+    def scores(
+        self,
+        n: int | None = None,
+        *,
+        nq: int | None = None,
+        nk: int | None = None,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+        dot: torch.Tensor | None = None,
+    ) -> Scores:
+        """Evaluate the definition of a score or an attention at every pair, in float64.
+
+        ``dot`` is the scaled product of query and key, ``[heads or 1, nq, nk]``, zero when not
+        given. The other arguments are those of ``mask``.
+        """
+        torch = _torch("Pattern.scores")
+        given = self._given("scores", n, nq, nk, inputs, extents, None)
+        product = 0.0 if dot is None else dot.detach().cpu().to(torch.float64).numpy()
+        if isinstance(self._source, pat.Pattern):
+            return Scores(torch.from_numpy(self._source.scores(**given, dot=product)), None, None)
+        found = self._source.scores(**given, dot=product)
+        sink = None if found.sink is None else torch.from_numpy(found.sink)
+        return Scores(torch.from_numpy(found.values), sink, found.scale)
+
+    def _given(
+        self,
+        method: str,
+        n: int | None,
+        nq: int | None,
+        nk: int | None,
+        inputs: Mapping[str, object] | None,
+        extents: Mapping[str, int] | None,
+        layer: int | None,
+    ) -> dict[str, Any]:
+        """Return checked lengths, inputs and extents; lengths may be open where others say them."""
+        if isinstance(self._source, pat.Pattern):
+            is_open = False
+            if layer is not None:
+                raise ValueError(f"{method}: this pattern was made from an IR, without layers")
+        else:
+            is_open = self._source.says_lengths
+        if layer is not None:
+            _whole(method, "layer", layer)
+        q, k = (_open_lengths if is_open else _lengths)(method, n, nq, nk)
+        return {"nq": q, "nk": k, "inputs": inputs, "extents": extents}
 
     def blocks(
         self,
@@ -203,7 +288,7 @@ class Zoo:
             raise KeyError(f"the zoo has no pattern {name!r}; {hint}")
 
         def make(**params: object) -> Pattern:
-            return _faced(driver.open_zoo(name, params))
+            return _faced(driver.loaded_zoo(name, params))
 
         make.__name__ = make.__qualname__ = name
         make.__doc__ = driver.zoo_text(name)
@@ -243,7 +328,7 @@ def load(path: str | Path, pattern: str | None = None, **params: object) -> Patt
     if not isinstance(path, str | os.PathLike):  # open() would take an int for a descriptor
         raise ValueError(f"path must be a str or a path, got {type(path).__name__}")
     _name_or_none(pattern)
-    return _faced(driver.open_file(path, pattern, params))
+    return _faced(driver.loaded_file(path, pattern, params))
 
 
 def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
@@ -253,7 +338,7 @@ def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
     if not isinstance(text, str):
         raise ValueError(f"text must be a str, got {type(text).__name__}; attnc.load reads a file")
     _name_or_none(pattern)
-    return _faced(driver.open_text(text, pattern, params))
+    return _faced(driver.loaded_text(text, pattern, params))
 
 
 def _name_or_none(pattern: object) -> None:
@@ -261,9 +346,9 @@ def _name_or_none(pattern: object) -> None:
         raise ValueError(f"pattern must be the name of one, got {type(pattern).__name__}")
 
 
-def _faced(opened: tuple[pat.Pattern, Dense]) -> Pattern:
-    ir, dense = opened
-    return Pattern(ir, dense=dense)
+def _faced(loaded: Loaded) -> Pattern:
+    loaded.lower_early()
+    return Pattern(loaded)
 
 
 def compile(
@@ -316,21 +401,34 @@ def compile(
 
 def _lengths(method: str, n: int | None, nq: int | None, nk: int | None) -> tuple[int, int]:
     """Return ``(nq, nk)``; ``n`` stands for both, and goes with neither."""
+    q, k = _open_lengths(method, n, nq, nk)
+    if q is None or k is None:
+        raise ValueError(f"{method}: give the lengths, as n=64 or as nq=16, nk=64")
+    return q, k
+
+
+def _open_lengths(
+    method: str, n: int | None, nq: int | None, nk: int | None
+) -> tuple[int | None, int | None]:
+    """Return ``(nq, nk)``, None where a length was not given."""
     if n is not None and (nq is not None or nk is not None):
         raise ValueError(f"{method}: give either n, or nq and nk")
     given = (n, n) if n is not None else (nq, nk)
-    if None in given:
-        raise ValueError(f"{method}: give the lengths, as n=64 or as nq=16, nk=64")
-    for length in given:
-        try:
-            whole = operator.index(length)  # type: ignore[arg-type]
-            if isinstance(length, bool) or not 0 <= whole <= _LENGTH_MAX:
-                raise TypeError
-        except TypeError:
-            raise ValueError(
-                f"{method}: a length must be an integer from 0 to 2**30, got {length!r}"
-            ) from None
-    return operator.index(given[0]), operator.index(given[1])  # type: ignore[arg-type]
+    q, k = (None if length is None else _whole(method, "a length", length) for length in given)
+    return q, k
+
+
+def _whole(method: str, what: str, given: object) -> int:
+    """Return an integer from 0 to 2**30."""
+    try:
+        whole = operator.index(given)  # type: ignore[arg-type]
+        if isinstance(given, bool) or not 0 <= whole <= _LENGTH_MAX:
+            raise TypeError
+    except TypeError:
+        raise ValueError(
+            f"{method}: {what} must be an integer from 0 to 2**30, got {given!r}"
+        ) from None
+    return whole
 
 
 def _torch(caller: str) -> Any:

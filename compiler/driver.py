@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.loaded import Loaded
-from attnc.compiler.passes.lower_ast import lower
-from attnc.compiler.passes.lower_expr import ExprLowering
-from attnc.compiler.passes.warn import warn
+from attnc.compiler.loaded import UNKNOWN_SIZE, Loaded
+from attnc.dsl import nodes as ast
 from attnc.dsl.check import check
 from attnc.dsl.check_expr import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion, read_source
 from attnc.dsl.resolve import (
     STDLIB,
-    Definition,
     Module,
     Named,
     load_module,
@@ -273,6 +270,11 @@ def _choose(module: Module, pattern: str | None) -> Named[Any]:
         )  # fmt: skip
     own = module.own
     found = own.patterns.get(name) or own.attentions.get(name) or own.scores.get(name)
+    if found is None and name in own.fns:
+        raise _refusal(
+            "ATT0202", f"`{name}` is a function, not a pattern",
+            f"use it in one, or in a score: `{{ q -> k : {name}(...) }}`",
+        )  # fmt: skip
     if found is None:
         names = (*own.patterns, *own.attentions, *own.scores)
         has = ", ".join(f"`{p}`" for p in names) or "none"
@@ -303,31 +305,36 @@ def _refusal(code: str, message: str, help: str) -> CompileError:
 def _check(
     loaded: _Loaded, pattern: str | None, params: Params | None
 ) -> tuple[Diagnostic, ...]:
+    from attnc.compiler.passes.lower_ast import lower
+    from attnc.compiler.passes.lower_expr import ExprLowering
+    from attnc.compiler.passes.warn import warn
+
     module, found = _checked(loaded)
-    if not module.patterns and not pattern:
-        return found
-    chosen = _choose(module, pattern)
     wrong: list[Diagnostic] = list(found)
-    shared = {p.name for p in module.params}
-    others = [d for d in module.patterns.values() if d is not chosen]
+    own = module.own
+    whole: list[Named[Any]] = [*own.patterns.values(), *own.attentions.values()]
+    if pattern or module.main in (*own.patterns, *own.attentions):
+        chosen = _choose(module, pattern)
+        whole = [chosen, *(named for named in whole if named is not chosen)]
+    shared = {p.name for p in (*module.params, *module.inputs)}
     work = 0
-    for definition in (chosen, *others):
+    for place, named in enumerate(whole):
         given = dict(params or {})
-        if definition is not chosen:
+        if place:
             given = {n: v for n, v in given.items() if n in shared}
-        if definition is not chosen or not given:
-            every = (*module.params, *definition.pattern.params)
-            if any(p.default is None and p.name not in given for p in every):
+        if place or not given:
+            every = (*module.params, *named.item.params)
+            values = (p for p in every if isinstance(p, ast.Param))
+            if any(p.default is None and p.name not in given for p in values):
                 continue  # its values come from a command, or from the patterns that use it
         if work > CHECK_WORK or len(wrong) >= MAX_FOUND:
-            wrong.append(_unchecked(definition))
+            wrong.append(_unchecked(named))
             break
         counter = ExprLowering()
         try:
-            values = Loaded(definition, given).values
-            wrong += warn(lower(definition, values, counter), definition)
+            wrong += warn(lower(named, Loaded(named, given).values, counter), named)
         except CompileError as error:
-            wrong += error.diagnostics
+            wrong += (d for d in error.diagnostics if d.code != UNKNOWN_SIZE)
         work += counter.work + WARN_WORK
     distinct: dict[tuple[object, ...], Diagnostic] = {}
     for d in wrong:  # one place is reported once, whoever uses it
@@ -336,11 +343,11 @@ def _check(
     return tuple(sorted(distinct.values(), key=lambda d: d.severity != "error"))
 
 
-def _unchecked(definition: Definition) -> Diagnostic:
-    where = definition.pattern.name_span
+def _unchecked(named: Named[Any]) -> Diagnostic:
+    name, where = named.item.name, named.item.name_span
     return Diagnostic(
         code="ATT0312", severity="note", span=where,
         message="the patterns from here on were checked for names and types only",
         label="the file is too large to lower all of it",
-        help=f"check one of them with `--pattern {definition.pattern.name}`, or split the file",
+        help=f"check one of them with `--pattern {name}`, or split the file",
     )  # fmt: skip

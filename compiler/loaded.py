@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnc.compiler.binding import Value, read_value
+from attnc.compiler.binding import Value, read_array, read_value
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.passes.lower_ast import lower
-from attnc.compiler.passes.warn import warn
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
     from attnc.compiler.oracle import Given, Scores
 
-UNKNOWN_SIZE = "ATT0213"
+UNKNOWN_SIZE, NO_LAYER = "ATT0213", "ATT0512"
 
 
 class Loaded:
@@ -44,7 +42,7 @@ class Loaded:
         self.values: dict[str, Value] = {}
         self.inputs: dict[str, object] = {}
         self.sizes: dict[str, int] = {}
-        self.warnings = warnings
+        self.found = warnings
         self.layer = layer
         self._ir: Pattern | None = None
         self._take(dict(given or {}))
@@ -54,6 +52,11 @@ class Loaded:
         """The name it was defined with."""
         name: str = self.named.item.name
         return name
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """What was found so far and is not an error."""
+        return self.found if self._ir is None else self._ir.warnings
 
     @property
     def ir(self) -> Pattern:
@@ -66,9 +69,24 @@ class Loaded:
                 self._ir = self._lowered()
         return self._ir
 
+    def lower_early(self) -> None:
+        """Raise what is wrong with the values; what waits for sizes or a layer is for later."""
+        if isinstance(self.named.item, ast.Score):
+            return
+        try:
+            self.ir  # noqa: B018
+        except CompileError as error:
+            if any(d.code not in (UNKNOWN_SIZE, NO_LAYER) for d in error.diagnostics):
+                raise
+
+    @property
+    def says_lengths(self) -> bool:
+        """Whether a space or an input may say the lengths, so that they may be left out."""
+        return self.named.item.on is not None or bool(self._input_names())
+
     def at_layer(self, layer: int) -> Loaded:
         """Return the same for one layer."""
-        other = Loaded(self.named, {}, self.warnings, layer)
+        other = Loaded(self.named, {}, self.found, layer)
         other.values, other.inputs, other.sizes = self.values, self.inputs, self.sizes
         return other
 
@@ -92,8 +110,36 @@ class Loaded:
         try:
             return dense(self.named, given)
         except (ArithmeticError, IndexError):
-            lower(self.named, self.values)  # says what only parameter values show
+            self._explain()
             raise
+
+    def arrays(self, inputs: Mapping[str, object] | None = None) -> dict[str, NDArray[Any]]:
+        """Return the inputs that were given, now and before, as checked arrays by name."""
+        self._refuse_unknown(inputs or {}, self._input_names(), "input")
+        declared = {p.name: p for n in _reachable(self.named) for p in _params(n)
+                    if isinstance(p, ast.Input)}  # fmt: skip
+        arrays = {}
+        for name, given in {**self.inputs, **(inputs or {})}.items():
+            try:
+                arrays[name] = read_array(given, declared[name])
+            except ValueError as wrong:
+                where = declared[name].span
+                found = Diagnostic(code="ATT0511", message=f"input `{name}`: {wrong}", span=where)
+                raise CompileError([found]) from wrong
+        return arrays
+
+    def shape(
+        self,
+        nq: int | None = None,
+        nk: int | None = None,
+        *,
+        extents: Mapping[str, int] | None = None,
+        layer: int | None = None,
+    ) -> tuple[int, ...]:
+        """Return the shape of the mask; no pair is looked at."""
+        from attnc.compiler.oracle import shape
+
+        return shape(self.named, self._given(nq, nk, None, extents, layer))
 
     def scores(
         self,
@@ -115,7 +161,7 @@ class Loaded:
         try:
             return scores(self.named, given, dot)
         except (ArithmeticError, IndexError):
-            lower(self.named, self.values)
+            self._explain()
             raise
 
     def _given(
@@ -139,7 +185,16 @@ class Loaded:
             self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen
         )
 
+    def _explain(self) -> None:
+        """Raise what only parameter values show, a zero divisor say: lowering finds its place."""
+        from attnc.compiler.passes.lower_ast import lower
+
+        lower(self.named, self.values)
+
     def _lowered(self) -> Pattern:
+        from attnc.compiler.passes.lower_ast import lower
+        from attnc.compiler.passes.warn import warn
+
         try:
             pattern = lower(self.named, self.values)
         except CompileError as error:
@@ -149,7 +204,7 @@ class Loaded:
 
             known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
             pattern = lower(self.named, {**self.values, **known})
-        return replace(pattern, warnings=(*self.warnings, *warn(pattern, self.named)))
+        return replace(pattern, warnings=(*self.found, *warn(pattern, self.named)))
 
     # ---------------------------------------------------------------------- what was given
 

@@ -27,12 +27,13 @@ class Scores:
     """What the softmax runs over, before the mask, in float64.
 
     Shape: ``values`` ``[heads or 1, nq, nk]``, ``sink`` ``[heads or 1]`` or None; ``scale`` is the
-    factor of the product, None for ``1 / sqrt(D)``.
+    factor of the product, None for ``1 / sqrt(D)``. ``is_whole``: the values are of type int.
     """
 
     values: NDArray[np.float64]
     sink: NDArray[np.float64] | None = None
     scale: float | None = None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +59,33 @@ def dense(named: Named[Any], given: Given) -> NDArray[np.bool_]:
     Raises: CompileError where a size or an input is missing or does not fit.
     """
     with deep_recursion():
-        scope = _scope(named, given, given.layer or 0)
-        layers = scope.layers()
-        if layers is None or given.layer is not None:
-            if given.layer is not None and not 0 <= given.layer < (layers or 0):
-                has = "no layers" if layers is None else f"layers 0 .. {layers - 1}"
-                raise refused(
-                    "ATT0512", f"`{scope.item.name}` has {has}, and layer {given.layer} was asked",
-                    scope.item.name_span,
-                )  # fmt: skip
+        scope, layers = _opened(named, given)
+        if layers is None:
             return _masks(scope)
         return np.stack([_masks(_scope(named, given, layer)) for layer in range(layers)])
+
+
+def shape(named: Named[Any], given: Given) -> tuple[int, ...]:
+    """Return the shape that ``dense`` has; no pair is looked at. Raises: as ``dense`` for sizes."""
+    with deep_recursion():
+        scope, layers = _opened(named, given)
+        lengths = scope.sizes.known["nq"], scope.sizes.known["nk"]
+        return (*(() if layers is None else (layers,)), scope.told_apart() or 1, *lengths)
+
+
+def _opened(named: Named[Any], given: Given) -> tuple[Scope, int | None]:
+    """Return the scope of the layer asked for, else that of the first and how many there are."""
+    scope = _scope(named, given, given.layer or 0)
+    layers = scope.layers()
+    if given.layer is None:
+        return scope, layers
+    if not 0 <= given.layer < (layers or 0):
+        has = "no layers" if layers is None else f"layers 0 to {layers - 1}"
+        raise refused(
+            "ATT0512", f"`{scope.item.name}` has {has}, and layer {given.layer} was asked for",
+            scope.item.name_span,
+        )  # fmt: skip
+    return scope, None
 
 
 def scores(named: Named[Any], given: Given, dot: Any = 0.0) -> Scores:
@@ -81,15 +98,18 @@ def scores(named: Named[Any], given: Given, dot: Any = 0.0) -> Scores:
         product = np.asarray(dot, dtype=np.float64)
         alone = product.shape[0] if product.ndim == 3 else 1
         heads = max(scope.told_apart() or 1, alone)
-        values = [
-            scope.score(head, product[head % alone] if product.ndim == 3 else product)
-            for head in range(heads)
-        ]
+        values = np.stack(
+            [
+                scope.score(head, product[head % alone] if product.ndim == 3 else product)
+                for head in range(heads)
+            ]
+        )
         sinks = [scope.sink(head) for head in range(heads)]
         found = [sink for sink in sinks if sink is not None]
         return Scores(
-            np.stack(values).astype(np.float64), np.array(found) if found else None, scope.scale()
-        )
+            values.astype(np.float64), np.array(found) if found else None, scope.scale(),
+            is_whole=values.dtype.kind in "iu",
+        )  # fmt: skip
 
 
 def sizes(named: Named[Any], given: Given) -> dict[str, int]:

@@ -12,39 +12,36 @@ from attnc.cli.terminal import show_diagnostics
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
-    from attnc.compiler.loaded import Loaded
     from attnc.compiler.ir.pattern import Pattern
+    from attnc.compiler.loaded import Loaded
     from attnc.dsl.source import Source
 
 
-def load_pattern(file: str, pattern_name: str | None, defines: Mapping[str, str]) -> Pattern:
+def load_pattern(file: str, pattern_name: str | None, defines: Mapping[str, object]) -> Pattern:
     """Load one pattern and print its warnings on stderr. A path wins over a zoo name.
 
     Raises: CompileError with all that is wrong, or ATT0503 where FILE is neither.
     """
-    return open_pattern(file, pattern_name, defines)[0]
+    pattern = load_any(file, pattern_name, defines).ir
+    show_diagnostics(pattern.warnings)
+    return pattern
 
 
-def open_pattern(
-    file: str, pattern_name: str | None, defines: Mapping[str, str]
-) -> tuple[Pattern, Loaded]:
-    """Load one pattern, as ``load_pattern`` does, and its oracle: nq, nk -> dense mask."""
+def load_any(file: str, pattern_name: str | None, given: Mapping[str, object]) -> Loaded:
+    """Look FILE up; ``given`` are parameters, inputs and sizes by name. Nothing is lowered yet."""
     from attnc.compiler import driver
 
     if file == "-":
         source = read_source("-")
-        opened = driver.open_text(
-            source.text, pattern_name, defines, name=source.name, folder=Path.cwd()
+        return driver.loaded_text(
+            source.text, pattern_name, given, name=source.name, folder=Path.cwd()
         )
-    elif Path(file).exists():
-        opened = driver.open_file(Path(file), pattern_name, defines)
-    elif file in driver.zoo_names():
+    if Path(file).exists():
+        return driver.loaded_file(Path(file), pattern_name, given)
+    if file in driver.zoo_names():
         refuse_pattern_name(file, pattern_name)
-        opened = driver.open_zoo(file, defines)
-    else:
-        raise no_such_file(file, driver.zoo_names())
-    show_diagnostics(opened[0].warnings)
-    return opened
+        return driver.loaded_zoo(file, given)
+    raise no_such_file(file, driver.zoo_names())
 
 
 def read_source(file: str) -> Source:
@@ -99,14 +96,18 @@ def no_such_file(file: str, zoo_names: tuple[str, ...]) -> CompileError:
 
 def check_heads(pattern: Pattern, heads: int | None) -> None:
     """Refuse a number of heads other than the pattern's own."""
-    if heads is not None and pattern.heads is not None and heads != pattern.heads:
+    refuse_heads(pattern.name, pattern.heads, heads)
+
+
+def refuse_heads(name: str, own: int | None, heads: int | None) -> None:
+    """Refuse a number of heads other than ``own``, where there is one."""
+    if heads is not None and own is not None and heads != own:
         raise CompileError(
             [
                 Diagnostic(
                     code="ATT0505",
-                    message=f"pattern `{pattern.name}` is defined for {pattern.heads} heads, "
-                    f"not for {heads}",
-                    help=f"leave `--heads` out, or write `--heads {pattern.heads}`",
+                    message=f"pattern `{name}` is defined for {own} heads, not for {heads}",
+                    help=f"leave `--heads` out, or write `--heads {own}`",
                 )
             ]
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from attnc.cli.options import Shape, heads_option, json_option, pattern_options, shape_option
+from attnc.cli.options import OpenShape, data_options, heads_option, json_option, pattern_options
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 DRAW_TOKENS = 160
 """A drawing has one character a pair; longer sequences do not fit a terminal."""
+DRAWN_TOKENS = 32
+"""The length of a drawing where nothing says one."""
 MASK_BYTES = 2**32
 """One byte a pair: over this, a dense mask is not what is wanted."""
 
@@ -23,10 +27,10 @@ MASK_BYTES = 2**32
 @click.command(
     epilog="Examples: `attnc mask longformer -D w=8 --shape n=64 -o mask.npy`, "
     "`attnc mask p.attn --pattern local --shape n=32` (draws it), "
-    "`attnc mask causal --shape nq=4,nk=16`.",
+    "`attnc mask causal --shape nq=4,nk=16`, `attnc mask document -I doc_ids=ids.npy -o mask.npy`.",
 )
 @pattern_options
-@shape_option("Lengths: n=64, or nq=16,nk=64 (default when drawing: n=32).")
+@data_options
 @heads_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Write a NumPy bool array [H, Q, K] here ([1, Q, K] without heads).")
@@ -35,33 +39,42 @@ def command(
     file: str,
     pattern_name: str | None,
     defines: dict[str, str],
-    shape: Shape | None,
+    inputs: dict[str, object],
+    shape: OpenShape | None,
+    layer: int | None,
     heads: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
     """Write or draw the dense mask of FILE (a path, or a zoo name): true where a query sees a key.
 
-    The mask is the meaning of the pattern, computed by the dense oracle. With --heads, a pattern
-    that is the same for all heads is repeated for each.
+    The mask is the meaning of the pattern, computed by the dense oracle. Lengths that a space or an
+    input determines may be left out; a drawing has n=32 where nothing says more. With --heads, a
+    pattern that is the same for all heads is repeated for each. A pattern with layers has them in
+    front, [L, H, Q, K], unless --layer chooses one.
     """
-    from attnc.cli.inputs import check_heads, open_pattern
+    from attnc.cli.inputs import load_any, refuse_heads
+    from attnc.cli.terminal import show_diagnostics
 
-    if output is not None and shape is None:
-        raise click.UsageError("-o needs --shape, such as --shape n=64")
-    shape = shape or Shape(32, 32)
-    pattern, oracle = open_pattern(file, pattern_name, defines)
-    check_heads(pattern, heads)
-    layers = heads or pattern.heads or 1
-    if layers * shape.nq * shape.nk > MASK_BYTES:
-        raise too_big(layers, shape)
-    if output is None and not as_json and max(shape.nq, shape.nk) > DRAW_TOKENS:
+    pattern = load_any(file, pattern_name, {**defines, **inputs})
+    pattern.lower_early()
+    show_diagnostics(pattern.warnings)
+    if shape is None:
+        if output is not None and not pattern.says_lengths:
+            raise click.UsageError("-o needs --shape, such as --shape n=64")
+        shape = OpenShape() if pattern.says_lengths else OpenShape(DRAWN_TOKENS, DRAWN_TOKENS)
+    sides = pattern.shape(shape.nq, shape.nk, extents=dict(shape.extents), layer=layer)
+    refuse_heads(pattern.name, None if sides[-3] == 1 else sides[-3], heads)
+    sides = (*sides[:-3], heads or sides[-3], *sides[-2:])
+    if math.prod(sides) > MASK_BYTES:
+        raise too_big(sides)
+    if output is None and not as_json and max(sides[-2:]) > DRAW_TOKENS:
         raise click.UsageError(
             f"a drawing holds {DRAW_TOKENS} tokens at most; write the mask with -o mask.npy"
         )
-    mask = oracle(shape.nq, shape.nk)
-    if mask.shape[0] != layers:
-        mask = mask.repeat(layers, axis=0)
+    mask = pattern(shape.nq, shape.nk, extents=dict(shape.extents), layer=layer)
+    if mask.shape != sides:
+        mask = mask.repeat(sides[-3], axis=-3)
     if output is not None:
         save(mask, output)
     if as_json:
@@ -77,14 +90,14 @@ def command(
         click.echo(draw(mask))
 
 
-def too_big(layers: int, shape: Shape) -> CompileError:
+def too_big(sides: tuple[int, ...]) -> CompileError:
     """Return the error for a dense mask of over 4 GB."""
-    gib = layers * shape.nq * shape.nk / 2**30
+    gib = math.prod(sides) / 2**30
     return CompileError(
         [
             Diagnostic(
                 code="ATT0506",
-                message=f"a dense mask [{layers}, {shape.nq}, {shape.nk}] takes {gib:.0f} GiB",
+                message=f"a dense mask {list(sides)} takes {gib:.0f} GiB",
                 help="ask for fewer tokens, or look at the tiles with "
                 "`attnc emit --stage blocks`, which never expands the mask",
             )
@@ -111,9 +124,11 @@ def save(mask: NDArray[np.bool_], output: Path) -> None:
 
 def draw(mask: NDArray[np.bool_]) -> str:
     """Draw a mask, a row of characters for each query: `#` sees, `.` does not."""
+    words = ("layer", "head")[4 - mask.ndim :]
     parts = []
-    for head, layer in enumerate(mask):
-        title = [f"head {head}"] if len(mask) > 1 else []
-        rows = ["".join("#" if sees else "." for sees in row) for row in layer.tolist()]
+    for place in itertools.product(*map(range, mask.shape[:-2])):
+        shown = [f"{w} {i}" for w, i, n in zip(words, place, mask.shape, strict=False) if n > 1]
+        title = [", ".join(shown)] if shown else []
+        rows = ["".join("#" if sees else "." for sees in row) for row in mask[place].tolist()]
         parts.append("\n".join(title + rows))
     return "\n\n".join(parts)

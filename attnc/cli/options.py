@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
@@ -49,6 +50,20 @@ class DefineType(_Typed):
         return name.strip(), text.strip()
 
 
+class InputType(_Typed):
+    """``name=FILE``: where an input is read from."""
+
+    name = "name=FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        name, equals, path = str(value).partition("=")
+        if not equals or not name.strip():
+            self.fail(f"`{value}` is not of the form name=FILE, such as -I doc=ids.npy", param, ctx)
+        return name.strip(), path.strip()
+
+
 class TileType(_Typed):
     """``128x64``: tokens of a tile, queries by keys."""
 
@@ -63,10 +78,22 @@ class TileType(_Typed):
         return int(found[1]), int(found[2])
 
 
+@dataclass(frozen=True, slots=True)
+class OpenShape:
+    """Lengths as far as they were given, and extents of a space by name."""
+
+    nq: int | None = None
+    nk: int | None = None
+    extents: tuple[tuple[str, int], ...] = ()
+
+
 class ShapeItemType(_Typed):
-    """``n=65536`` or ``nq=1,nk=4096``: lengths by name."""
+    """``n=65536`` or ``nq=1,nk=4096``: lengths by name; ``is_open``: extents of a space as well."""
 
     name = "n=TOKENS"
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        self.is_open = is_open
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -78,7 +105,7 @@ class ShapeItemType(_Typed):
                 self.fail(
                     f"`{part}` is not a length; write n=65536, or nq=1,nk=4096", param, ctx
                 )
-            if found[1] not in ("n", "nq", "nk"):
+            if found[1] not in ("n", "nq", "nk") and not self.is_open:
                 self.fail(
                     f"there is no extent `{found[1]}`; extents are n, nq and nk", param, ctx
                 )
@@ -92,20 +119,66 @@ def read_shape(
     _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[tuple[str, int], ...], ...]
 ) -> Shape | None:
     """Put the lengths of all ``--shape`` flags together."""
-    lengths: dict[str, int] = {}
-    for name, tokens in (item for group in given for item in group):
-        if lengths.setdefault(name, tokens) != tokens:
-            raise click.UsageError(f"--shape gives `{name}` twice: {lengths[name]} and {tokens}")
+    lengths = _by_name(given)
     if not lengths:
         return None
-    if "n" in lengths and len(lengths) > 1:
-        raise click.UsageError("--shape: give either n, or nq and nk")
     if "n" in lengths:
         return Shape(lengths["n"], lengths["n"])
     if len(lengths) == 1:
         missing = "nk" if "nq" in lengths else "nq"
         raise click.UsageError(f"--shape gives {next(iter(lengths))} alone; add {missing}=...")
     return Shape(lengths["nq"], lengths["nk"])
+
+
+def read_open_shape(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[tuple[str, int], ...], ...]
+) -> OpenShape | None:
+    """Put all ``--shape`` flags together: lengths, and extents by name."""
+    sides = _by_name(given)
+    if not sides:
+        return None
+    both = sides.pop("n", None)
+    nq, nk = sides.pop("nq", both), sides.pop("nk", both)
+    return OpenShape(nq, nk, tuple(sides.items()))
+
+
+def _by_name(given: tuple[tuple[tuple[str, int], ...], ...]) -> dict[str, int]:
+    sides: dict[str, int] = {}
+    for name, tokens in (item for group in given for item in group):
+        if sides.setdefault(name, tokens) != tokens:
+            raise click.UsageError(f"--shape gives `{name}` twice: {sides[name]} and {tokens}")
+    if "n" in sides and sides.keys() & {"nq", "nk"}:
+        raise click.UsageError("--shape: give either n, or nq and nk")
+    return sides
+
+
+def read_inputs(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[str, str], ...]
+) -> dict[str, object]:
+    """Read the files of all ``-I`` flags: NumPy arrays, or lists and numbers as JSON."""
+    values: dict[str, object] = {}
+    for name, path in given:
+        if name in values:
+            raise click.UsageError(f"-I gives `{name}` twice")
+        values[name] = _read_input(name, Path(path))
+    return values
+
+
+def _read_input(name: str, path: Path) -> object:
+    import json
+
+    import numpy as np
+
+    try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        return np.load(path, allow_pickle=False)
+    except OSError as wrong:
+        raise click.UsageError(f"-I {name}: cannot read {path}: {wrong.strerror}") from wrong
+    except ValueError as wrong:
+        raise click.UsageError(
+            f"-I {name}: {path} is neither a .npy file nor .json: {wrong}"
+        ) from wrong
 
 
 def read_defines(
@@ -139,6 +212,21 @@ def pattern_options(command: F) -> F:
         click.option("--pattern", "pattern_name", metavar="NAME",
                      help="Which pattern of the file, where it holds several."),
         click.argument("file", metavar="FILE"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def data_options(command: F) -> F:
+    """Add ``-I``, ``--shape`` with extents, and ``--layer``: what a mask is evaluated at."""
+    for decorate in (
+        click.option("--layer", type=click.IntRange(0), metavar="L",
+                     help="One layer of a pattern that has several (default: all)."),
+        click.option("--shape", type=ShapeItemType(is_open=True), multiple=True,
+                     callback=read_open_shape, metavar="n=TOKENS",
+                     help="Lengths, n=64 or nq=16,nk=64, and extents of a space, y=30,x=40."),
+        click.option("-I", "inputs", type=InputType(), multiple=True, callback=read_inputs,
+                     help="Give an input of the pattern: a .npy file, or a list as .json."),
     ):
         command = decorate(command)
     return command
