@@ -7,7 +7,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
-from attnc.compiler.ir.plan import ForwardPlan, Plan
+from attnc.compiler.ir.plan import DataTiles, ForwardPlan, Plan, Segment
 
 
 def show(ir: pat.Pattern | BlockMask | Plan) -> str:
@@ -103,6 +103,8 @@ def show_tiles(tiles: Progression) -> str:
 
 def _plan(plan: Plan) -> list[str]:
     lines = [*_pattern(plan.pattern), *_forward(plan.forward), f"cpu tile {plan.cpu.tiling}"]
+    lines += [_segment(segment) for segment in plan.cpu.segments]
+    lines += _data(plan.cpu.data)
     for strip in plan.cpu.strips:
         line = f"  strip {show_tiles(strip.tiles)}"
         if strip.residual != ex.TRUE:
@@ -122,9 +124,22 @@ def _forward(forward: ForwardPlan) -> list[str]:
         f"  tile {forward.tiling} warps {forward.warps} stages {forward.stages}",
         f"  loop over {forward.form}, rows {forward.row_order}",
     ]
-    for segment in forward.segments:
-        mask = f" mask {segment.mask}" if segment.mask else ""
-        lines.append(f"  segment {show_tiles(segment.tiles)}{mask}")
+    lines += [_segment(segment) for segment in forward.segments]
     for number, mask_expr in enumerate(forward.masks, start=1):
         lines.append(f"  mask {number} check {ex.show(mask_expr)}")
-    return lines
+    return lines + _data(forward.data)
+
+
+def _segment(segment: Segment) -> str:
+    mask = f" mask {segment.mask}" if segment.mask else ""
+    return f"  segment {show_tiles(segment.tiles)}{mask}"
+
+
+def _data(data: DataTiles | None) -> list[str]:
+    if data is None:
+        return []
+    left = "evaluated pair by pair" if data.refine else "masked"
+    return [
+        f"  tiles kept by {ex.show(data.core)} are full, others are tested by"
+        f" {ex.show(data.predicate)}, open ones are {left}"
+    ]

@@ -67,6 +67,9 @@ def _block_mask(mask: BlockMask) -> list[Diagnostic]:
         return found
     for nq, nk in TRIAL_LENGTHS:
         try:
+            mask.grid(nq, nk)
+            if not mask.pattern.is_static:  # without data there is nothing to compare
+                continue
             same = bool((mask.dense(nq, nk) == mask.pattern.mask(nq, nk)).all())
         except AssertionError as error:
             return [_broken(str(error))]
@@ -79,4 +82,6 @@ def _forward(forward: ForwardPlan) -> list[Diagnostic]:
     worst = max((segment.mask for segment in forward.segments), default=0)
     if worst > len(forward.masks):
         return [_broken(f"a segment uses mask {worst} of {len(forward.masks)}")]
+    if (forward.form == "data") is not (forward.data is not None):
+        return [_broken(f"a plan of form {forward.form} does not go with its tests of tiles")]
     return []

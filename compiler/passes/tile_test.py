@@ -36,7 +36,7 @@ class TileTest:
     def __init__(self, test: ex.BoolExpr, data: Mapping[str, Any]) -> None:
         self.test = test
         self.data = data
-        self._areas: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
+        self._areas: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
         self._extremes: dict[str, tuple[int, int]] = {}
 
     def outcome(self, bounds: Mapping[str, Bounds]) -> Outcome:
@@ -171,15 +171,16 @@ class TileTest:
         return (counted == cells).astype(np.int64), (counted > 0).astype(np.int64)
 
 
-def _areas(tensor: NDArray[np.bool_], axes: tuple[int, ...]) -> NDArray[np.int64]:
+def _areas(tensor: NDArray[np.bool_], axes: tuple[int, ...]) -> NDArray[Any]:
     """Return the running counts along some axes, each one longer than before, 0 in front."""
     import numpy as np
 
-    total: Any = tensor.astype(np.int32 if tensor.size < 1 << 31 else np.int64)
+    longer = [side + (axis in axes) for axis, side in enumerate(tensor.shape)]
+    total = np.zeros(longer, dtype=np.int32 if tensor.size < 1 << 31 else np.int64)
+    total[tuple(slice(int(axis in axes), None) for axis in range(tensor.ndim))] = tensor
     for axis in axes:
-        total = np.cumsum(total, axis=axis, dtype=total.dtype)
-        total = np.pad(total, [(int(a == axis), 0) for a in range(tensor.ndim)])
-    return np.asarray(total)
+        np.cumsum(total, axis=axis, out=total)
+    return total
 
 
 def _has_terms(expr: ex.IntExpr) -> bool:
