@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import Tiling
-from attnc.compiler.ir.pattern import Pattern, Where
+from attnc.compiler.ir.pattern import Grid, Input, Pattern, Space, Where
 from attnc.compiler.ir.plan import DataTiles
+from attnc.compiler.ir.show import show, show_tiles
+from attnc.compiler.ir.verify import verify
 from attnc.compiler.passes import data_tiles as dt
+from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.hull import candidates, core, hull
 from attnc.compiler.passes.sides import KEY, QUERY, split
 
@@ -130,6 +137,7 @@ def test_tables_of_random_predicates(
     pattern, data = pattern_of(predicate), arrays(seed, nq, nk)
     kept = pattern.mask(nq, nk, data)
     mask = candidates(pattern, tiling)
+    assert (mask.dense(nq, nk, data) == kept).all()
     for refine in (False, True):
         tiles = DataTiles(predicate=predicate, core=core(predicate), refine=refine)
         table = dt.tile_table(mask, tiles, nq, nk, data)
@@ -187,3 +195,137 @@ def test_side_terms_substitute_back(predicate: ex.BoolExpr, seed: int) -> None:
     data = arrays(seed, 20, 30)
     again = pattern_of(ex.substitute(sides.test, terms)).mask(20, 30, data)
     assert (again == pattern_of(predicate).mask(20, 30, data)).all()
+
+
+# ------------------------------------------------------------------------------- single patterns
+
+
+def test_hull_takes_min_max_and_if_apart() -> None:
+    """A bound that is the least of a known and a read one leaves the known one to isl."""
+    until = ex.compare("<=", K, ex.minimum(Q, doc(Q)))
+    assert hull(until) == ex.compare("<=", K, Q)
+    assert core(until) == ex.FALSE
+    assert core(ex.not_(until)) == ex.compare(">", K, Q)
+    wide = ex.select(ex.compare("==", doc(Q), ex.ONE), ex.Const(30), ex.Const(4))
+    assert hull(ex.compare("<", ex.sub(Q, K), wide)) == ex.or_(
+        ex.compare("<", ex.sub(Q, K), ex.Const(30)), ex.compare("<", ex.sub(Q, K), ex.Const(4))
+    )
+
+
+def test_sorted_documents_are_told_apart_by_bounds() -> None:
+    """Inside a window, sorted ids leave nothing to evaluate: tiles are exact as they are."""
+    same = ex.compare("==", doc(Q), doc(K))
+    near = ex.and_(same, ex.compare("<", ex.absolute(ex.sub(Q, K)), ex.Const(100)))
+    mask, tiles, _ = tiles_of(pattern_of(near), Tiling(32, 32))
+    assert tiles is not None
+    assert not tiles.refine
+    ids = {"doc": np.repeat(np.arange(16), 64)}
+    counted = dt.count(mask, tiles, 1024, 1024, ids)
+    assert (counted.visited, counted.masked) == (counted.full + counted.partial, counted.partial)
+    assert counted.full == 64  # a document has 2 by 2 tiles
+
+
+def test_the_core_is_full_whatever_the_data_says() -> None:
+    """Sinks that everyone sees are full tiles before any data is there."""
+    pattern = pattern_of(ex.or_(ex.compare("<", K, ex.Const(32)), flag("near", Q, K)))
+    mask = candidates(pattern, Tiling(16, 16))
+    assert [piece.full for piece in mask.pieces] == [True, False]
+    assert show_tiles(mask.pieces[0].tiles) == "kb in 0 .. min(NK - 1, 1)"
+
+
+@pytest.mark.parametrize(
+    ("predicate", "refined", "words"),
+    [
+        (ex.compare("==", doc(Q), doc(K)), False, "`doc[q]` reads `doc`"),
+        (ex.compare("<", ex.sub(Q, K), PHASE), False, "`phase` is a number known then"),
+        (flag("near", Q, K), False, "`near[q][k]` reads `near`"),
+        (ex.compare("==", doc(ex.sub(Q, K)), ex.ZERO), True, "`doc[q - k]` depends on"),
+        (
+            ex.compare("<", ex.mul(ex.sub(Q, K), ex.sub(Q, K)), ex.Const(9)), True,
+            "`(q - k) * (q - k)` is a product",
+        ),
+        (
+            ex.compare("==", ex.rem(ex.sub(Q, K), PHASE), ex.ZERO), True,
+            "`(q - k) mod phase` depends on query and key at once",
+        ),
+    ],
+)  # fmt: skip
+def test_plans_say_why_they_wait_for_data(
+    predicate: ex.BoolExpr, refined: bool, words: str
+) -> None:
+    """The form is "data", both executors have candidates, and the note names the cause."""
+    inputs = (
+        Input(name="doc", kind="int", dims=(NQ,)), Input(name="near", kind="bool", dims=(NQ, NK)),
+        Input(name="phase", kind="int", dims=()),
+    )
+    pattern = replace(pattern_of(predicate), inputs=inputs)
+    plan = build_plan(pattern, head_dim=64)
+    assert verify(plan) == ()
+    assert plan.forward.form == "data"
+    assert plan.forward.masks == (predicate,)
+    for part in (plan.forward, plan.cpu):
+        assert part.data is not None
+        assert part.data.refine is refined
+        assert [segment.mask for segment in part.segments] == [1]
+    assert plan.cpu.strips == ()
+    assert any(words in note for note in plan.notes), plan.notes
+    assert f"tested by {ex.show(predicate)}" in show(plan)
+
+
+def test_score_terms_alone_wait_for_nothing() -> None:
+    """A static pattern with a score keeps its ranges; the executor gets its tiles, not strips."""
+    pattern = replace(
+        pattern_of(ex.compare("<=", K, Q)), score=sc.RealAdd((sc.Dot(), sc.FromInt(ex.sub(K, Q))))
+    )
+    plan = build_plan(pattern, head_dim=64)
+    assert plan.forward.form == "ranges"
+    assert (plan.forward.data, plan.cpu.data, plan.cpu.strips) == (None, None, ())
+    assert [segment.mask for segment in plan.cpu.segments] == [0, 1]
+    assert verify(plan) == ()
+
+
+def test_a_grid_that_isl_gives_up_on_is_tested_instead() -> None:
+    """Past the budget, tiles of a grid are told apart at given lengths, and the mask stays."""
+    far = ex.floordiv(ex.add(*(ex.mod(ex.add(Q, ex.scale(i, K)), i + 2) for i in range(14))), 3)
+    near = ex.compare("<=", ex.absolute(ex.sub(ex.floordiv(Q, 8), ex.floordiv(K, 8))), ex.ONE)
+    pattern = pattern_of(ex.and_(ex.compare("<", far, ex.Const(9)), near))
+    sides = (ex.Const(12), ex.Const(8))
+    space = Space(segments=(Grid(name="image", axes=("y", "x"), extents=sides),))
+    assert tiles_of(pattern, Tiling(16, 16))[1] is None, "a plain sequence keeps its wide ranges"
+    on_grid = replace(pattern, query_space=space, key_space=space)
+    mask, tiles, why = tiles_of(on_grid, Tiling(16, 16))
+    assert mask.widened
+    assert tiles is not None
+    assert "isl gave up" in why[0]
+    kept = on_grid.mask(96, 96)
+    counted = dt.count(mask, tiles, 96, 96, {})
+    assert counted.pairs_kept == kept.sum()
+    assert counted.visited < counted.total
+    visited, _ = by_token(dt.tile_table(mask, tiles, 96, 96, {}), Tiling(16, 16), 96, 96)
+    assert (visited | ~kept).all()
+
+
+def test_no_tokens_no_rows() -> None:
+    """Lengths of zero have no tile; a row may be empty."""
+    pattern = pattern_of(ex.compare("==", doc(Q), doc(K)))
+    mask = candidates(pattern, Tiling(16, 16))
+    tiles = DataTiles(predicate=pattern.predicate, core=ex.FALSE, refine=False)
+    for nq, nk, rows in ((0, 40, 0), (40, 0, 3), (0, 0, 0)):
+        table = dt.tile_table(mask, tiles, nq, nk, {"doc": np.zeros(40, dtype=np.int64)})
+        assert table.starts.tolist() == [0] * (rows + 1)
+        assert not len(table.entries)
+        assert dt.count(mask, tiles, nq, nk, {"doc": np.zeros(40)}).total == 0
+
+
+def test_tables_are_made_in_bounded_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few candidates and pairs are looked at together, the table is the same."""
+    predicate = ex.or_(ex.compare("==", doc(Q), doc(K)), ex.compare("<", K, ex.Const(3)))
+    pattern, data = pattern_of(predicate), arrays(1, 90, 100)
+    mask = candidates(pattern, Tiling(8, 4))
+    tiles = DataTiles(predicate=predicate, core=ex.FALSE, refine=True)
+    whole = dt.tile_table(mask, tiles, 90, 100, data)
+    monkeypatch.setattr(dt, "CHUNK_TILES", 7)
+    monkeypatch.setattr(dt, "CHUNK_PAIRS", 40)
+    chunked = dt.tile_table(mask, tiles, 90, 100, data)
+    assert (whole.starts == chunked.starts).all()
+    assert (whole.entries == chunked.entries).all()
