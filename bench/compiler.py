@@ -4,7 +4,7 @@
     python bench/compiler.py --json FILE     the numbers, too
 
 Bounds (wall, a quiet machine): `attnc check` on a small file 0.3 s; any zoo pattern to a whole
-module 1 s; a block mask for 1,048,576 tokens 50 ms and 10 MB. Nothing is taken from a memo of an
+module 1 s; a block mask for 1,048,576 tokens 50 ms and 10 MB; any text to a plan 4 s. Nothing is taken from a memo of an
 earlier run; each is the best of several runs, since only slowness that repeats is the compiler's.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attnc.codegen.module import emit_module
-from attnc.compiler.driver import load_zoo, zoo_names
+from attnc.compiler.driver import load_text, load_zoo, zoo_names
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes.build_plan import build_plan
@@ -29,7 +29,23 @@ from attnc.compiler.passes.classify import classify
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = 1_048_576
-CHECK_S, MODULE_S, BLOCKS_MS, BLOCKS_MB = 0.3, 1.0, 50.0, 10.0
+CHECK_S, MODULE_S, BLOCKS_MS, BLOCKS_MB, HOSTILE_S = 0.3, 1.0, 50.0, 10.0, 4.0
+
+HOSTILE = {
+    "div in min": "{ q -> k : k div 11 <= min((n div 11) div 7, 2 - (n - q)) }",
+    "div of sums":
+        "{ q -> k : ((q div 3) div 5 + (k div 7) div 2) mod 11 == ((q + k) div 13) mod 3 }",
+    "max and min": "{ q -> k : max(q div 3, min(k div 5, n div 7)) mod 4"
+        " <= min(q mod 7, k mod 11, (q + k) div 2) }",
+    "nine rests": "{ q -> k : "
+        + " and ".join(f"(q - k) mod {i + 2} != 1" for i in range(9)) + " }",
+    "lengths": "{ q -> k : max((n - k) mod 64, (n - q) div 100 - n mod 100)"
+        " != (q - k) div 100 + (2 * q - k) mod 5 }",
+    "union of 1000 rests": " | ".join(
+        f"{{ q -> k : (q - k) mod {i + 2} == {i % 3} }}" for i in range(1000)
+    ),
+}  # fmt: skip
+"""Sets that isl would take minutes over if it were let."""
 
 
 def best_s(run: Callable[[], object], runs: int) -> float:
@@ -68,6 +84,12 @@ def blocks(pattern: Pattern) -> BlockMask:
     return mask
 
 
+def plan_text(text: str) -> None:
+    """Load a set that is given as text, and plan it for small tiles."""
+    small = Tiling(16, 16)
+    build_plan(load_text(f"pattern p = {text}"), head_dim=64, tile=small, cpu_tile=small)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the compiler.")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -101,9 +123,16 @@ def main() -> int:
         ):
             if value > bound:
                 broken.append(f"{name}: {what} {value:.2f}, bound {bound}")
+    hostile = {}
+    for name, text in HOSTILE.items():
+        hostile[name] = taken = best_s(lambda text=text: plan_text(text), 1)  # type: ignore[misc]
+        print(f"{name:34} {taken:9.3f}")
+        if taken > HOSTILE_S:
+            broken.append(f"{name}: {taken:.2f} s, bound {HOSTILE_S} s")
     if args.json:
         record = {"python": platform.python_version(), "machine": platform.processor(),
-                  "check_s": checked, "patterns": rows, "broken": broken}  # fmt: skip
+                  "check_s": checked, "patterns": rows, "hostile_s": hostile,
+                  "broken": broken}  # fmt: skip
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(broken) or "all bounds hold")
     return 1 if broken else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import lcm
 
 import islpy as isl
@@ -165,18 +165,21 @@ def _is_interval(row: Row) -> bool:
 def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
     """Join pairs of sets whose union is one progression, until none is left."""
     joined = True
+    apart: set[tuple[int, int]] = set()  # pairs that were tried; sets live as long as ``kept``
+    kept = list(parts)
     while joined:
         joined = False
-        for i in range(len(parts)):
-            for j in range(i + 1, len(parts)):
-                both = parts[i].union(parts[j]).coalesce()
-                joint = fit(Row(both, context))
-                if joint is not None and operations(joint) <= MAX_JOINT_OPERATIONS:
-                    parts = [p for n, p in enumerate(parts) if n not in (i, j)] + [both]
-                    joined = True
-                    break
-            if joined:
+        for one, other in combinations(parts, 2):
+            if (id(one), id(other)) in apart:
+                continue
+            both = one.union(other).coalesce()
+            joint = fit(Row(both, context))
+            if joint is not None and operations(joint) <= MAX_JOINT_OPERATIONS:
+                parts = [p for p in parts if p is not one and p is not other] + [both]
+                kept.append(both)
+                joined = True
                 break
+            apart.add((id(one), id(other)))
     return parts
 
 
