@@ -245,7 +245,7 @@ class _Place:
         # Brackets that the first line of an item leaves open indent instead of the item.
         if closes:
             rows.add(self.brackets[-1][0])
-        own = self.first_row not in rows
+        own = int(self.first_row not in rows)
         # So does a clause of a header, for the lines after its first one.
         own += self.clause_row >= 0 and self.clause_row not in rows and not line.is_clause()
         # A line that goes on with a comparison belongs to the one before it.
