@@ -4,8 +4,9 @@
     python bench/compiler.py --json FILE     the numbers, too
 
 Bounds (wall, a quiet machine): `attnc check` on a small file 0.3 s; any zoo pattern to a whole
-module 1 s; a block mask for 1,048,576 tokens 50 ms and 10 MB; any text to a plan 4 s. Nothing is taken from a memo of an
-earlier run; each is the best of several runs, since only slowness that repeats is the compiler's.
+module 1 s; a block mask for 1,048,576 tokens 50 ms and 10 MB; a hostile text to a plan 4 s. Nothing
+is taken from a memo of an earlier run; each is the best of several runs (hostile texts: one), since
+only slowness that repeats is the compiler's.
 """
 
 from __future__ import annotations
