@@ -47,7 +47,7 @@ class CallChecker(Checker):
         if self.scores_named and (score := self.module.find_score(expr.function)) is not None:
             return self.score_call(expr.function, written(expr), expr.span, score, scope)
         for arg in expr.args:
-            self.expr(arg, scope)
+            self.raw(arg, scope)
         return self.no_function(expr.function, where)
 
     def no_function(self, name: str, where: Span) -> Kind:
@@ -55,7 +55,7 @@ class CallChecker(Checker):
             return self.error(
                 "ATT0314", f"`{name}` takes whole arrays", where,
                 label="here values are read one by one",
-                help=f"compute an input with it: `input x: int[n] = {TRANSFORMS[name].usage}`",
+                help=f"compute an input with it: `input y: int[n] = {TRANSFORMS[name].usage}`",
             )  # fmt: skip
         sort = self.module.sort(name)
         if sort in ("pattern", "score", "attention"):
@@ -176,9 +176,10 @@ class CallChecker(Checker):
                 self.expr(arg, scope)
             else:
                 given[name] = self.need(arg, scope, params[name].type)
-        broken = any(k.type is None for k in given.values()) or len(given) < len(args)
+        unmatched = len(given) < len(args)
+        broken = unmatched or any(k.type is None for k in given.values())
         for name, param in params.items():
-            if name not in given and param.default is None:
+            if name not in given and param.default is None and not unmatched:
                 broken = True
                 self.error(
                     "ATT0207", f"`{expr.function}` needs a value for `{name}`", expr.span,
@@ -264,7 +265,8 @@ class CallChecker(Checker):
                 "patterns take compile-time values; write this one out as a set",
             )  # fmt: skip
         for missing, param in wanted.items():
-            if missing not in given and param.default is None and isinstance(param, ast.Param):
+            needed = isinstance(param, ast.Param) and param.default is None
+            if needed and missing not in given and len(given) == len(args):
                 self.error(
                     "ATT0207", f"`{name}` needs a value for `{missing}`", span,
                     help=f"write `{name}({missing}: ...)`",
@@ -362,6 +364,11 @@ def signature(target: Named[Callee]) -> str:
 
 
 def show_input(declared: ast.Input) -> str:
-    """Return the type and the number of axes of an input: ``int[., .]``."""
-    axes = ", ".join("*" if d.extent is None else "." for d in declared.dims)
+    """Return the type of an input as it was written, formulas of sides left out: ``int[n, .]``."""
+    sides = ("*" if d.extent is None else d.extent for d in declared.dims)
+    axes = ", ".join(
+        s if isinstance(s, str) else s.name if isinstance(s, ast.Name)
+        else s.text if isinstance(s, ast.Number) else "."
+        for s in sides
+    )  # fmt: skip
     return f"{declared.type.kind}[{axes}]" if axes else declared.type.kind

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import chain
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import MAX_FOUND, Entry, Place, Scope, latest
+from attnc.dsl.check_base import LENGTHS, MAX_FOUND, Entry, Place, Scope, latest
+from attnc.dsl.check_call import show_input
 from attnc.dsl.check_numbers import NumberChecker, in_words, left_spine
 from attnc.dsl.functions import BUILTINS
 from attnc.dsl.kinds import (
@@ -94,6 +95,8 @@ class ExprChecker(NumberChecker):
             help_ = f"bind the head in the set: `{{ q -> k, {expr.name} : ... }}`"
         elif choices and not help_:
             help_ = f"write one of {', '.join(f'`{c}`' for c in choices)}"
+        elif expr.name in LENGTHS:
+            help_ = f"an fn sees its own parameters: pass `{expr.name}` to it"
         elif expr.name in BUILTINS:
             help_ = f"`{expr.name}` is a function: `{BUILTINS[expr.name].usage}`"
         elif sort in ("pattern", "score", "attention") and not help_:
@@ -138,6 +141,17 @@ class ExprChecker(NumberChecker):
             self.index_unit(base.dims[0], index.unit, expr.index.span)
             return Kind(base.type, Time.RUN, dims=base.dims[1:])
         if base.type.kind != "list":
+            root, indices = expr.base, 1
+            while isinstance(root, ast.Index):
+                root, indices = root.base, indices + 1
+            entry = scope.get(root.name) if isinstance(root, ast.Name) else None
+            if entry is not None and isinstance(entry.owner, ast.Input):
+                axes = len(entry.owner.dims)
+                return self.error(
+                    "ATT0316", f"index number {indices} of an input of {axes} "
+                    f"ax{'i' if axes == 1 else 'e'}s", expr.index.span,
+                    help=f"it is declared as `{entry.owner.name}: {show_input(entry.owner)}`",
+                )  # fmt: skip
             return self.error(
                 "ATT0301", f"expected a list, found {describe(base.type)}", expr.base.span,
                 help="only lists, inputs with axes left, and positions on a grid have items",

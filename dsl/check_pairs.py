@@ -148,8 +148,12 @@ class PairChecker(InputChecker):
             article = "an" if sort in ("attention", "fn") else "a"
             self.error(
                 "ATT0214", f"`{name}` is {article} {sort}, not a set of pairs", span,
-                help="a set says which pairs are kept: `{ q -> k : ... }`; scores belong into "
-                "`attention a = softmax(dot + ..., over: ...)`",
+                help={
+                    "score": "scores belong into an attention: `attention a = softmax(dot + "
+                    f"{name}, over: ...)`",
+                    "attention": "its set is what stands after `over:`; give that a name",
+                    "fn": f"call it inside a set: `{{ q -> k : {name}(...) }}`",
+                }[sort],
             )  # fmt: skip
         elif entry is not None and entry.kind.type is not None:
             self.error(
