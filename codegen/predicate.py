@@ -17,10 +17,12 @@ from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import MAX_LENGTH
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
+MAX_REST = 1023
+"""Positions in a tile reach past a length by at most this."""
+
 TOKEN_RANGES: Ranges = {
-    # Positions reach past the lengths by at most the rest of a last tile.
-    "q": (0, MAX_LENGTH + 1023),
-    "k": (0, MAX_LENGTH + 1023),
+    "q": (0, MAX_LENGTH + MAX_REST),
+    "k": (0, MAX_LENGTH + MAX_REST),
     "h": (0, 2**20),
     "nq": (0, MAX_LENGTH),
     "nk": (0, MAX_LENGTH),
@@ -93,6 +95,11 @@ def _read(tensor, b, *index):
     if not isinstance(inside, torch.Tensor):
         inside = torch.full((), inside, device=tensor.device)
     return torch.where(inside, found if found.is_floating_point() else found.long(), 0)
+
+
+def _real(x, dtype):
+    """A number or tensor as a tensor of real numbers."""
+    return torch.as_tensor(x).to(dtype)
 '''
 """Functions that torch text may call. A written module holds the block once, in front of both its
 users (GPU launch, CPU executor): ``emit_host`` and ``emit_cpu`` do not repeat it."""

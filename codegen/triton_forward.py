@@ -4,16 +4,18 @@ One program computes one query tile of one head. Its key tiles come from one loo
 concatenated segments of the plan (or over a table row), so the loads of a later segment are in
 flight while an earlier one is computed; what a tile still has to check stands behind a branch that
 the whole program takes together. The running maximum starts at a finite number and masked scores
-are -inf, so no row, masked out or not, meets inf - inf.
+are -inf, so no row, masked out or not, meets inf - inf. What is the same for all keys is loaded and
+computed in front of the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnc.codegen.predicate import TILE_RANGES, TOKEN_RANGES
-from attnc.codegen.simplify import from_first, simplify_bool
-from attnc.codegen.triton_predicate import TRITON_HELPERS, TritonDialect
+from attnc.codegen.kernel_inputs import input_arguments
+from attnc.codegen.kernel_terms import KernelTerms
+from attnc.codegen.simplify import from_first
+from attnc.codegen.triton_predicate import pointer_argument
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression
@@ -26,8 +28,6 @@ KERNEL = "_attend"
 STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row")
 """Stride arguments, int64, in units of ALIGN elements."""
 
-_TILE_NAMES = {n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}
-_TOKEN_NAMES = {"q": "q_pos", "k": "k_pos", "h": "h", "nq": "nq", "nk": "nk"}
 _LONGEST_COMMENT = 240
 
 
@@ -35,28 +35,40 @@ def parameters(plan: ForwardPlan) -> tuple[tuple[str, str], ...]:
     """Return the run-time arguments of the kernel in order, with their Triton types.
 
     A type ``*`` is a pointer to the dtype of the call. ALIGN and WIDE, constexpr, follow them;
-    ``scale_log2`` is positive.
+    ``scale_log2`` is positive. Row ``(b, h, qb)`` of a table of form "data" is
+    ``b * table_batch + h * table_head + qb``, h the head of the mask. ``kernel_inputs.py`` says
+    what the arguments for inputs hold.
     """
     pointers: list[tuple[str, str]] = [("Q", "*"), ("K", "*"), ("V", "*"), ("Out", "*")]
     pointers.append(("Lse", "*fp32"))
     if plan.row_order == "sorted":
         pointers.append(("Order", "*i32"))
-    if plan.form == "table":
+    if plan.form != "ranges":
         pointers += [("RowStart", "*i64"), ("Entries", "*i32")]
     integers = ["nq", "nk", "heads", "group", "batch", "section"]
+    table = ["table_batch", "table_head"] if plan.form == "data" else []
+    given = [(one.argument, one.kind) for one in input_arguments(plan)]
     return (
         *pointers,
+        *(one for one in given if one[1].startswith("*")),
         ("scale_log2", "fp32"),
         *((name, "i64") for name in STRIDES),
         *((name, "i32") for name in integers),
+        *((name, "i64") for name in table),
+        *(one for one in given if not one[1].startswith("*")),
     )
+
+
+def heads_in_order(plan: ForwardPlan) -> bool:
+    """Whether ``Order`` lists the rows of all heads of the mask together, not those of one."""
+    heads = plan.block_mask.pattern.heads
+    return plan.row_order == "sorted" and plan.form != "data" and heads is not None
 
 
 def emit_kernel(plan: ForwardPlan) -> str:
     """Print the kernel of a plan, with the helpers it calls, as top-level Python source.
 
-    The source expects ``triton`` and ``triton.language as tl`` to be imported. Heads of a pattern
-    with per-head masks are query heads.
+    The source expects ``triton`` and ``triton.language as tl`` to be imported.
     """
     return _Kernel(plan).text()
 
@@ -66,10 +78,9 @@ class _Kernel:
 
     def __init__(self, plan: ForwardPlan) -> None:
         self.plan = plan
-        heads = plan.block_mask.pattern.heads
-        head_range = {"h": (0, heads - 1 if heads else 2**20)}
-        self.tile = TritonDialect(_TILE_NAMES, {**TILE_RANGES, **head_range})
-        self.token = TritonDialect(_TOKEN_NAMES, {**TOKEN_RANGES, **head_range})
+        self.pattern = plan.block_mask.pattern
+        self.tests = list(_class_tests(plan))
+        self.terms = KernelTerms(plan, [number for number, _ in self.tests])
         self.out = Writer()
 
     def text(self) -> str:
@@ -79,11 +90,12 @@ class _Kernel:
             self._which_row()
             self._load_query()
             self._segments()
+            self._once()
+            self._start(self.terms.sink)
             self._loop()
             self._finish()
         kernel = self.out.text()
-        used = sorted(self.tile.helpers | self.token.helpers)
-        return "\n\n".join([*(TRITON_HELPERS[name] for name in used), kernel])
+        return "\n\n".join([*self.terms.helpers(), kernel])
 
     def _head(self) -> None:
         out, given = self.out, parameters(self.plan)
@@ -97,7 +109,7 @@ class _Kernel:
 
     def _constants(self) -> None:
         out, plan = self.out, self.plan
-        pattern = plan.block_mask.pattern
+        pattern = self.pattern
         params = ", ".join(f"{n} = {v}" for n, v in pattern.params)
         out.line(
             f'"""Attend one query tile of one head: {_one_line(pattern.name)}, '
@@ -120,7 +132,13 @@ class _Kernel:
         out.line("NQ = (nq + BQ - 1) // BQ")
         out.line("NK = (nk + BK - 1) // BK")
         out.line("program = tl.program_id(0)")
-        if plan.row_order == "sorted" and plan.block_mask.pattern.heads:
+        if heads_in_order(plan) and self.pattern.kv_heads:
+            out.comment("Rows of all key heads, most key tiles first, each for its query heads.")
+            out.line("row = tl.load(Order + program // (batch * group))")
+            out.line("b = program % batch")
+            out.line("h = row // NQ * group + program // batch % group")
+            out.line("qb = row % NQ")
+        elif heads_in_order(plan):
             out.comment("Rows of all heads, most key tiles first.")
             out.line("row = tl.load(Order + program // batch)")
             out.line("b = program % batch")
@@ -149,6 +167,11 @@ class _Kernel:
                     out.line(f"qb = NQ - 1 - {slot}")
                 case "sorted":
                     out.line(f"qb = tl.load(Order + {slot})")
+        if self.terms.head != "h":
+            out.line(f"{self.terms.head} = h // group  # the mask speaks of heads of keys")
+        for given in input_arguments(plan):
+            if given.source == "batch":
+                out.line(f"{pointer_argument(given.name)} += b * {given.argument}")
         out.line()
 
     def _load_query(self) -> None:
@@ -185,9 +208,11 @@ class _Kernel:
 
     def _segments(self) -> None:
         out, plan = self.out, self.plan
-        if plan.form == "table":
+        if plan.form != "ranges":
             out.comment("The key tiles of this row: an entry is `tile * 8 + mask class`.")
-            row = "h * NQ + qb" if plan.block_mask.pattern.heads else "qb"
+            row = f"{self.terms.head} * NQ + qb" if self.pattern.heads else "qb"
+            if plan.form == "data":
+                row = f"b * table_batch + {self.terms.head} * table_head + qb"
             out.line(f"row_start = tl.load(RowStart + {row})")
             out.line(f"tiles = (tl.load(RowStart + {row} + 1) - row_start).to(tl.int32)")
             out.line("row_entries = Entries + row_start")
@@ -199,34 +224,54 @@ class _Kernel:
                 f"mask {segment.mask}: {_shown(plan.masks[segment.mask - 1])}"
             )
             out.comment(f"Segment {number}, {why}")
-            first = self.tile.name(f"first_{number}", segment.tiles.base)
-            out.line(f"{first} = {self.tile.tile(segment.tiles.base)}")
+            first = self.terms.tile.name(f"first_{number}", segment.tiles.base)
+            out.line(f"{first} = {self.terms.tile.tile(segment.tiles.base)}")
             tiles = segment.tiles
-            count = from_first(tiles.count, tiles.base, first, self.tile.ranges)
-            out.line(f"end_{number} = {before}{self.tile.tile(ex.maximum(count, ex.ZERO))}")
+            count = from_first(tiles.count, tiles.base, first, self.terms.tile.ranges)
+            out.line(f"end_{number} = {before}{self.terms.tile.tile(ex.maximum(count, ex.ZERO))}")
             before = f"end_{number} + "
         out.line()
 
+    def _once(self) -> None:
+        """Load and compute what is the same for all keys."""
+        for line in self.terms.once:
+            self.out.line(line)
+        if self.terms.once:
+            self.out.line()
+
+    def _start(self, sink: str) -> None:
+        out = self.out
+        out.line(f"accumulated = tl.zeros([BQ, {self._pads()[1]}], tl.float32)")
+        if not sink:
+            out.line("top = tl.full([BQ], -3.0e38, tl.float32)  # largest scaled score so far")
+            out.line("total = tl.zeros([BQ], tl.float32)  # sum of exp2(scaled score - top)")
+            return
+        out.comment("The sink is a key without a value that every query sees.")
+        out.line(f"sink = tl.reshape(tl.zeros([BQ, 1], tl.float32) + {sink}, [BQ])")
+        out.line("top = tl.maximum(sink, -3.0e38)  # largest scaled score so far")
+        out.line("total = tl.math.exp2(sink - top)  # sum of exp2(scaled score - top)")
+
     def _loop(self) -> None:
         out, plan = self.out, self.plan
-        out.line(f"accumulated = tl.zeros([BQ, {self._pads()[1]}], tl.float32)")
-        out.line("top = tl.full([BQ], -3.0e38, tl.float32)  # largest scaled score so far")
-        out.line("total = tl.zeros([BQ], tl.float32)  # sum of exp2(scaled score - top)")
         if not plan.segments:
             out.comment("The pattern keeps no pair: no key tile is visited.")
             return
-        end = "tiles" if plan.form == "table" else f"end_{len(plan.segments) - 1}"
+        end = f"end_{len(plan.segments) - 1}" if plan.form == "ranges" else "tiles"
         out.line("whole_tiles = nk // BK")
         with out.block(f"for it in range(0, {end}):"):
             self._key_tile()
             self._scores()
+            self._masks()
+            scale = "" if self.terms.score else " * scale_log2"
+            out.line(f"new_top = tl.maximum(top, tl.max(s, 1){scale})")
+            out.line(f"p = tl.math.exp2(s{scale} - new_top[:, None])  # [BQ, BK]")
             for line in _SOFTMAX:
                 out.line(line)
         out.line()
 
     def _key_tile(self) -> None:
         out, plan = self.out, self.plan
-        if plan.form == "table":
+        if plan.form != "ranges":
             out.line("entry = tl.load(row_entries + it)")
             out.line("kb = entry >> 3")
             return
@@ -240,7 +285,8 @@ class _Kernel:
             )
 
     def _scores(self) -> None:
-        out = self.out
+        """Multiply q by a tile of keys; score terms make powers of two of the products."""
+        out, score = self.out, self.terms.score
         d_pad, dv_pad = self._pads()
         out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
         out.comment("Past the end of the keys the last one is read again; its scores are masked.")
@@ -255,8 +301,16 @@ class _Kernel:
             if padded_dim:
                 given += [f"mask={place} < {padded_dim}", "other=0.0"]
             out.call(f"{name} = tl.load(", given, f")  # {shape}")
+        for line in score.loads if score else ():
+            out.line(line)
         out.line('s = tl.dot(q, k, input_precision="ieee")  # [BQ, BK] fp32')
-        tests = list(self._class_tests())
+        if score:
+            out.comment("The score, times log2(e).")
+            out.line(f"s = {score.text}")
+
+    def _masks(self) -> None:
+        """Mask what a tile does not keep, behind a branch for each class."""
+        out, tests = self.out, self.tests
         if tests and tests[0][1] == _ALWAYS:
             self._masked(tests[0][0])
             return
@@ -271,49 +325,11 @@ class _Kernel:
 
     def _masked(self, number: int) -> None:
         """Mask the scores of a tile of one class."""
-        given = self.plan.masks[number - 1]
-        self.out.comment(f"mask {number}: {_shown(given)}")
-        residual = simplify_bool(given, self.token.ranges)
-        keep = self.token.boolean(residual)
-        match residual:
-            case ex.Truth(True):
-                keep = "k_pos < nk"
-            case ex.Truth(False):
-                keep = "k_pos < 0"
-            case ex.And():
-                keep = f"{keep} & (k_pos < nk)"
-            case _:
-                keep = f"({keep}) & (k_pos < nk)"
-        self.out.line(f's = tl.where({keep}, s, float("-inf"))')
-
-    def _class_tests(self) -> Iterator[tuple[int, str]]:
-        """Yield each mask class in use and the uniform test that this iteration belongs to it."""
-        plan = self.plan
-        passed: set[int] = set()  # segments that an earlier test already took
-        for number in range(1, len(plan.masks) + 1):
-            if plan.form == "table":
-                yield number, f"(entry & 7) == {number}"
-                continue
-            member = [s.mask == number for s in plan.segments]
-            tests = []
-            start = 0
-            while start < len(member):
-                if not member[start]:
-                    start += 1
-                    continue
-                stop = start
-                while stop + 1 < len(member) and member[stop + 1]:
-                    stop += 1
-                bounds = []
-                if not passed.issuperset(range(start)):
-                    bounds.append(f"it >= end_{start - 1}")
-                if not passed.issuperset(range(stop + 1, len(member))):
-                    bounds.append(f"it < end_{stop}")
-                tests.append(bounds)
-                start = stop + 1
-            passed.update(i for i, inside in enumerate(member) if inside)
-            if tests:
-                yield number, _either(tests)
+        self.out.comment(f"mask {number}: {_shown(self.plan.masks[number - 1])}")
+        keep = self.terms.masks[number]
+        for line in keep.loads:
+            self.out.line(line)
+        self.out.line(f's = tl.where({keep.text}, s, float("-inf"))')
 
     def _finish(self) -> None:
         out, dv_pad = self.out, self._pads()[1]
@@ -330,14 +346,41 @@ class _Kernel:
 
 
 _SOFTMAX = (
-    "new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)",
-    "p = tl.math.exp2(s * scale_log2 - new_top[:, None])  # [BQ, BK]",
     "shrink = tl.math.exp2(top - new_top)",
     "total = total * shrink + tl.sum(p, 1)",
     "accumulated = accumulated * shrink[:, None]",
     'accumulated = tl.dot(p.to(v.dtype), v, accumulated, input_precision="ieee")',
     "top = new_top",
 )
+
+
+def _class_tests(plan: ForwardPlan) -> Iterator[tuple[int, str]]:
+    """Yield each mask class in use and the uniform test that this iteration belongs to it."""
+    passed: set[int] = set()  # segments that an earlier test already took
+    for number in range(1, len(plan.masks) + 1):
+        if plan.form != "ranges":
+            yield number, f"(entry & 7) == {number}"
+            continue
+        member = [s.mask == number for s in plan.segments]
+        tests = []
+        start = 0
+        while start < len(member):
+            if not member[start]:
+                start += 1
+                continue
+            stop = start
+            while stop + 1 < len(member) and member[stop + 1]:
+                stop += 1
+            bounds = []
+            if not passed.issuperset(range(start)):
+                bounds.append(f"it >= end_{start - 1}")
+            if not passed.issuperset(range(stop + 1, len(member))):
+                bounds.append(f"it < end_{stop}")
+            tests.append(bounds)
+            start = stop + 1
+        passed.update(i for i, inside in enumerate(member) if inside)
+        if tests:
+            yield number, _either(tests)
 
 
 _ALWAYS = "it >= 0"

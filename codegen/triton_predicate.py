@@ -49,6 +49,16 @@ def _rest(x, by):
     rest = x % divisor
     return tl.where(by > 0, tl.where(rest < 0, rest + divisor, rest), 0)
 ''',
+    "_tanh": '''\
+@triton.jit
+def _tanh(x):
+    """`tanh(x)`, right to a few units in the last place of float32: a polynomial below 0.625."""
+    square = x * x
+    near = (-0.00570498872745 * square + 0.0206390887954) * square - 0.0537397155531
+    near = ((near * square + 0.133314422036) * square - 0.333332819422) * square * x + x
+    far = 1.0 - 2.0 / (tl.math.exp2(tl.abs(x) * 2.8853900817779268) + 1.0)
+    return tl.where(square < 0.390625, near, tl.where(x < 0.0, -far, far))
+''',
     "_is_pow2": '''\
 @triton.jit
 def _is_pow2(x):
@@ -109,6 +119,7 @@ class TritonDialect(Printer):
     inputs: Mapping[str, Input] = field(default_factory=dict)
     helpers: set[str] = field(default_factory=set)
     loads: dict[Element, Load] = field(default_factory=dict)
+    named: int = 0  # elements loaded under a number: no two share one
 
     _FUNCTION: ClassVar[dict[type, str]] = {ex.Min: "tl.minimum", ex.Max: "tl.maximum"}
 
@@ -202,9 +213,11 @@ class TritonDialect(Printer):
 
     def _load(self, name: str, index: tuple[ex.IntExpr, ...]) -> Load:
         texts = [self.integer(place) for place in index]
-        variable = f"{name}_at_{len(self.loads)}"
         if len(index) == 1 and isinstance(index[0], ex.Var):
             variable = f"{name}_at_{index[0].name}"
+        else:
+            variable = f"{name}_at_{self.named}"
+            self.named += 1
         sides = self._sides(name)
         lines, places, inside = [], [], []
         for i, (text, place, side) in enumerate(zip(texts, index, sides, strict=True)):

@@ -1,0 +1,109 @@
+"""forward plan -> the expressions of its kernel as text: masks, score terms, the sink.
+
+Printed before the kernel that holds them, so that what is the same for all keys is known before the
+loop is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from attnc.codegen.predicate import MAX_REST, TILE_RANGES, TOKEN_RANGES, input_ranges
+from attnc.codegen.score import TritonScore
+from attnc.codegen.simplify import Ranges, simplify_bool
+from attnc.codegen.triton_predicate import TRITON_HELPERS, Element, Load, TritonDialect
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.plan import ForwardPlan
+
+_TILE_NAMES = {n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}
+_TOKEN_NAMES = {"q": "q_pos", "k": "k_pos", "h": "h", "nq": "nq", "nk": "nk"}
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """An expression, and the loads that stand in front of it because they differ between keys."""
+
+    text: str
+    loads: tuple[str, ...] = ()
+
+
+class KernelTerms:
+    """The dialects of one kernel, which gather helpers and loads, and what they printed.
+
+    ``head`` is the name of the head of the mask, ``masks`` the test of each mask class in use,
+    ``score`` the scores times log2(e) (None: the scaled product), ``sink`` the sink's logit times
+    log2(e), ``once`` the lines in front of the loop.
+    """
+
+    def __init__(self, plan: ForwardPlan, classes: Iterable[int]) -> None:
+        pattern = plan.block_mask.pattern
+        self.head = "kv_head" if pattern.kv_heads and pattern.heads else "h"
+        ranges, inputs = _ranges(pattern), {one.name: one for one in pattern.inputs}
+        self.tile = TritonDialect(
+            {**_TILE_NAMES, "h": self.head}, {**TILE_RANGES, **ranges}, inputs
+        )
+        self._token = TritonDialect(
+            {**_TOKEN_NAMES, "h": self.head}, {**TOKEN_RANGES, **ranges}, inputs
+        )
+        scores = TritonScore(self._token)
+        self.sink = "" if pattern.sink is None else scores.once(pattern.sink)
+        self.score = None if pattern.score is None else self._score(scores, pattern.score)
+        shared = dict(self._token.loads)
+        self.masks: dict[int, Term] = {}
+        once: dict[Element, Load] = {}
+        for number in classes:
+            text = self._keep(plan.masks[number - 1])
+            self.masks[number] = Term(text, self._loads_in_loop(shared))
+            once |= self._token.loads
+            self._token.loads = dict(shared)
+        loads = {**shared, **once}.values()
+        self.once = [line for load in loads if not load.in_loop for line in load.lines]
+        self.once += [f"{name} = {text}" for text, name in scores.lines.items()]
+
+    def helpers(self) -> list[str]:
+        """Return the functions that the text calls so far."""
+        return [TRITON_HELPERS[name] for name in sorted(self.tile.helpers | self._token.helpers)]
+
+    def _score(self, scores: TritonScore, score: sc.RealExpr) -> Term | None:
+        if score == sc.Dot():
+            return None
+        text = scores.text(score)
+        if not any(isinstance(node, sc.Dot) for node in sc.walk(score)):
+            text = f"tl.zeros([BQ, BK], tl.float32) + {text}"
+        return Term(text, self._loads_in_loop({}))
+
+    def _loads_in_loop(self, done: Mapping[Element, Load]) -> tuple[str, ...]:
+        """Return the lines of new loads that differ between keys."""
+        return tuple(
+            line
+            for element, load in self._token.loads.items()
+            if load.in_loop and element not in done
+            for line in load.lines
+        )
+
+    def _keep(self, mask: ex.BoolExpr) -> str:
+        """Return the test of a tile of one class."""
+        residual = simplify_bool(mask, self._token.ranges)
+        keep = self._token.boolean(residual)
+        match residual:
+            case ex.Truth(True):
+                return "k_pos < nk"
+            case ex.Truth(False):
+                return "k_pos < 0"
+            case ex.And():
+                return f"{keep} & (k_pos < nk)"
+            case _:
+                return f"({keep}) & (k_pos < nk)"
+
+
+def _ranges(pattern: Pattern) -> Ranges:
+    """Return what is known of heads, lengths and inputs of one pattern."""
+    heads = {"h": (0, pattern.heads - 1 if pattern.heads else 2**20)}
+    lengths: dict[str, tuple[int | None, int | None]] = {}
+    for name, length in zip(("q", "k"), pattern.lengths, strict=True):
+        if length is not None:
+            lengths |= {f"n{name}": (length, length), name: (0, length + MAX_REST)}
+    return {**heads, **lengths, **input_ranges(pattern)}
