@@ -75,7 +75,7 @@ class BlockCount:
 
     Shape: ``[heads or 1, ceil(nq / block_q), ceil(nk / block_k)]``, truth values. ``density``: the
     kept share of the existing pairs is compared, ``share * denominator op threshold``; otherwise
-    the number of kept pairs is, with denominator 1.
+    the number of kept pairs is. ``nq`` and ``nk`` are the lengths the predicate is counted over.
     """
 
     predicate: ex.BoolExpr
@@ -85,6 +85,8 @@ class BlockCount:
     threshold: int
     denominator: int
     density: bool
+    nq: ex.IntExpr = ex.Var("nq")
+    nk: ex.IntExpr = ex.Var("nk")
 
 
 ArrayExpr: TypeAlias = ArrayInput | ArrayConst | ArrayNumber | ArrayOp | ArrayCall | BlockCount
@@ -176,7 +178,7 @@ def _block_count(
     """Count one row of blocks at a time. Shape: ``[heads, rows, columns]``."""
     import numpy as np
 
-    nq, nk = int(values["nq"]), int(values["nk"])
+    nq, nk = (int(ex.evaluate(length, values, inputs)) for length in (count.nq, count.nk))
     rows, columns = -(-nq // count.block_q), -(-nk // count.block_k)
     found = np.zeros((heads, rows, columns), dtype=bool)
     head = np.arange(heads, dtype=np.int64)[:, None, None]
@@ -215,7 +217,9 @@ def show(expr: ArrayExpr) -> str:
             rule = "density" if expr.density else "count"
             limit = str(expr.threshold)
             limit += f" / {expr.denominator}" if expr.denominator != 1 else ""
+            lengths = f"{ex.show(expr.nq)} x {ex.show(expr.nk)}"
+            over = "" if lengths == "nq x nk" else f" over {lengths}"
             return (
                 f"blocks({{ q -> k : {ex.show(expr.predicate)} }}, {expr.block_q}, {expr.block_k},"
-                f" {rule} {expr.op} {limit})"
+                f" {rule} {expr.op} {limit}){over}"
             )

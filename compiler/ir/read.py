@@ -164,6 +164,8 @@ def _input(text: str) -> pat.Input:
 def _formula(text: str) -> ar.ArrayExpr:
     if not text.startswith("blocks("):
         return formula(text)
+    text, _, lengths = text.partition(" over ")
+    nq, _, nk = lengths.partition(" x ")
     item = _item(f"pattern p = {text}")
     assert isinstance(item, ast.PatternDef)
     rounded = item.body
@@ -182,6 +184,7 @@ def _formula(text: str) -> ar.ArrayExpr:
         predicate=where.predicate, block_q=number_of(rounded.block_q),
         block_k=number_of(rounded.block_k), op=rounded.op, threshold=threshold,
         denominator=denominator, density=rounded.rule == "density",
+        nq=integer(nq or "nq"), nk=integer(nk or "nk"),
     )  # fmt: skip
 
 

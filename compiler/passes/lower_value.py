@@ -1,4 +1,4 @@
-"""The values lowering computes with: exact rationals over ``expr.py``, sized and bounded."""
+"""The values lowering computes with: exact rationals and reals over the IR, sized and bounded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.source import Span
+
+if TYPE_CHECKING:
+    from attnc.compiler.passes.lower_space import Stretch
+    from attnc.dsl.resolve import Definition
 
 POSITION_BOUND = 1 << 31
 """Positions and lengths stay below this; every intermediate result must then fit 64 bits."""
@@ -35,12 +40,16 @@ class LowerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Num:
-    """``expr / den`` with ``den >= 1`` and ``|expr| <= bound`` for all legal positions."""
+    """``expr / den`` with ``den >= 1`` and ``|expr| <= bound`` for all legal positions.
+
+    ``whole``: its type is int; a rational may still have an integer's value.
+    """
 
     expr: ex.IntExpr
     den: int
     size: int
     bound: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +60,50 @@ class Logic:
     size: int
 
 
-Item: TypeAlias = "Num | Logic | str | tuple[Item, ...]"
-"""A number, a truth value, an enum choice, or a list of them."""
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A real number."""
+
+    expr: sc.RealExpr
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A query or a key: its number, and the stretch of tokens that gives it coordinates."""
+
+    number: Num
+    stretch: Stretch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An input with the indices given so far; ``dims`` are all its sides."""
+
+    name: str
+    kind: Literal["int", "bool", "real"]
+    dims: tuple[ex.IntExpr | None, ...]
+    index: tuple[ex.IntExpr, ...] = ()
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A pattern with its arguments: the value of a parameter of type ``pattern``."""
+
+    definition: Definition
+    given: tuple[tuple[str, Item], ...]
+
+
+Item: TypeAlias = "Num | Logic | Real | Position | Array | Chosen | str | tuple[Item, ...]"
+"""What a name or an expression stands for; a str is an enum choice, a tuple a list."""
 
 
 def const(value: int | Fraction) -> Num:
-    """Return a compile-time number."""
+    """Return a compile-time number; a Fraction is of type rational."""
     exact = Fraction(value)
-    return Num(ex.Const(exact.numerator), exact.denominator, 1, abs(exact.numerator))
+    top, whole = exact.numerator, isinstance(value, int)
+    return Num(ex.Const(top), exact.denominator, 1, abs(top), whole)
 
 
 def var(name: str, bound: int) -> Num:
@@ -66,12 +111,38 @@ def var(name: str, bound: int) -> Num:
     return Num(ex.Var(name), 1, 1, bound)
 
 
+MINUS_ONE = Fraction(-1)
+
+
+def checked(num: Num, span: Span) -> Num:
+    """Return a number, or refuse one that is too large to write out."""
+    return _make(num.expr, num.den, num.size, num.bound, span, num.whole)
+
+
+def fitted(item: Item, kind: str, span: Span) -> Item:
+    """Return an argument in the form its parameter keeps it: a number given for a real widens."""
+    from attnc.compiler.passes.lower_table import to_real
+
+    if kind == "real" and isinstance(item, Num):
+        return to_real(item, span)
+    if kind == "rational" and isinstance(item, Num):
+        return replace(item, whole=False)
+    return item
+
+
+def read(name: str) -> Num:
+    """Return a number that is known at the call: an extent, or the side of an input."""
+    return Num(ex.Read(name), 1, 1, POSITION_BOUND)
+
+
 def known(num: Num) -> Fraction | None:
     """Return the value of a compile-time number, or None where it depends on positions."""
     return Fraction(num.expr.value, num.den) if isinstance(num.expr, ex.Const) else None
 
 
-def _make(expr: ex.IntExpr, den: int, size: int, bound: int, span: Span) -> Num:
+def _make(
+    expr: ex.IntExpr, den: int, size: int, bound: int, span: Span, whole: bool = True
+) -> Num:
     """Return a number in lowest terms; refuse what no machine could evaluate."""
     if size > MAX_SIZE:
         raise LowerError(
@@ -90,8 +161,8 @@ def _make(expr: ex.IntExpr, den: int, size: int, bound: int, span: Span) -> Num:
             # bound may be loose, so round it up
             expr, den, bound = _divide(expr, common), den // common, -(-bound // common)
     if isinstance(expr, ex.Const):
-        return Num(expr, den, 1, abs(expr.value))
-    return Num(expr, den, size, bound)
+        return Num(expr, den, 1, abs(expr.value), whole)
+    return Num(expr, den, size, bound, whole)
 
 
 def _content(expr: ex.IntExpr) -> int:
@@ -126,7 +197,7 @@ def _common(nums: Sequence[Num], span: Span) -> tuple[list[Num], int]:
         _make(ex.ONE, den, 1, 1, span)
     return [
         n if n.den == den
-        else Num(ex.scale(den // n.den, n.expr), den, n.size, n.bound * (den // n.den))
+        else Num(ex.scale(den // n.den, n.expr), den, n.size, n.bound * (den // n.den), n.whole)
         for n in nums
     ], den
 
@@ -137,21 +208,25 @@ def total(nums: Sequence[Num], span: Span) -> Num:
     size, bound = sum(n.size for n in level), sum(n.bound for n in level)
     if size > MAX_SIZE:
         return _make(ex.ZERO, den, size, bound, span)
-    return _make(ex.add(*(n.expr for n in level)), den, size, bound, span)
+    whole = all(n.whole for n in nums)
+    return _make(ex.add(*(n.expr for n in level)), den, size, bound, span, whole)
 
 
-def times(factor: Fraction, num: Num, span: Span) -> Num:
-    """Return ``factor * num``."""
+def times(factor: Fraction, num: Num, span: Span, whole: bool = True) -> Num:
+    """Return ``factor * num``; ``whole``: the factor is of type int."""
     bound = num.bound * abs(factor.numerator)
     if bound.bit_length() > CONSTANT_BITS:
         return _make(ex.ZERO, 1, 1, bound, span)
     expr = ex.scale(factor.numerator, num.expr)
-    return _make(expr, num.den * factor.denominator, num.size + 1, bound, span)
+    den = num.den * factor.denominator
+    return _make(expr, den, num.size + 1, bound, span, whole and num.whole)
 
 
 def floor(num: Num, span: Span) -> Num:
     """Return the floor."""
-    return num if num.den == 1 else floor_div(Num(num.expr, 1, num.size, num.bound), num.den, span)
+    if num.den == 1:
+        return replace(num, whole=True)
+    return floor_div(Num(num.expr, 1, num.size, num.bound), num.den, span)
 
 
 def ceil(num: Num, span: Span) -> Num:
@@ -198,18 +273,38 @@ def fits_machine(nums: Iterable[Num], span: Span) -> None:
         )  # fmt: skip
 
 
+def multiply(left: Num, right: Num, span: Span) -> Num:
+    """Return the product of two run-time numbers: outside integer linear arithmetic."""
+    size, bound = left.size + right.size + 1, left.bound * right.bound
+    expr = ex.mul(left.expr, right.expr) if size <= MAX_SIZE else ex.ZERO
+    return _make(expr, left.den * right.den, size, bound, span, left.whole and right.whole)
+
+
+def quotient(num: Num, by: Num, span: Span) -> Num:
+    """Return ``num div by`` for a run-time divisor."""
+    fits_machine((num, by), span)
+    return _make(ex.quot(num.expr, by.expr), 1, num.size + by.size + 1, num.bound + 1, span)
+
+
+def remainder(num: Num, by: Num, span: Span) -> Num:
+    """Return ``num mod by`` for a run-time divisor."""
+    fits_machine((num, by), span)
+    return _make(ex.rem(num.expr, by.expr), 1, num.size + by.size + 1, by.bound, span)
+
+
 def extreme(kind: str, nums: Sequence[Num], span: Span) -> Num:
     """Return the least (``kind`` "min") or greatest ("max") of the numbers."""
     level, den = _common(nums, span)
     size = 1 + sum(n.size for n in level)
     pick = ex.minimum if kind == "min" else ex.maximum
     expr = pick(*(n.expr for n in level)) if size <= MAX_SIZE else ex.ZERO
-    return _make(expr, den, size, max(n.bound for n in level), span)
+    whole = all(n.whole for n in nums)
+    return _make(expr, den, size, max(n.bound for n in level), span, whole)
 
 
 def absolute(num: Num, span: Span) -> Num:
     """Return ``|num|``."""
-    return _make(ex.absolute(num.expr), num.den, num.size + 1, num.bound, span)
+    return _make(ex.absolute(num.expr), num.den, num.size + 1, num.bound, span, num.whole)
 
 
 def choose(condition: Logic, then: Num, otherwise: Num, span: Span) -> Num:
@@ -217,7 +312,7 @@ def choose(condition: Logic, then: Num, otherwise: Num, span: Span) -> Num:
     (a, b), den = _common((then, otherwise), span)
     size = 1 + condition.size + a.size + b.size
     expr = ex.select(condition.expr, a.expr, b.expr) if size <= MAX_SIZE else ex.ZERO
-    return _make(expr, den, size, max(a.bound, b.bound), span)
+    return _make(expr, den, size, max(a.bound, b.bound), span, then.whole and otherwise.whole)
 
 
 def compare(op: ex.CompareOp, left: Num, right: Num, span: Span) -> Logic:
@@ -235,6 +330,14 @@ def logic(expr: ex.BoolExpr, size: int, span: Span) -> Logic:
         return Logic(expr, 1)
     _make(ex.ZERO, 1, size, 0, span)
     return Logic(expr, size)
+
+
+def real(expr: sc.RealExpr, size: int, span: Span) -> Real:
+    """Return a real number, or refuse one that is too large to write out."""
+    if isinstance(expr, sc.RealConst):
+        return Real(expr, 1)
+    _make(ex.ZERO, 1, size, 0, span)
+    return Real(expr, size)
 
 
 def any_of(parts: Sequence[Logic], span: Span) -> Logic:

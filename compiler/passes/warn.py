@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 from attnc.dsl.diagnostics import Diagnostic
-from attnc.dsl.resolve import Definition
+from attnc.dsl.resolve import Named
 
 MAX_PARTS = 6000
 """Expression nodes isl reads in about half a second."""
@@ -13,18 +15,18 @@ MAX_DIVISIONS = 4
 """How deep ``div`` and ``mod`` may nest: isl's time explodes with each level, budget or not."""
 
 
-def warn(pattern: Pattern, definition: Definition) -> tuple[Diagnostic, ...]:
+def warn(pattern: Pattern, definition: Named[Any]) -> tuple[Diagnostic, ...]:
     """Return warnings for a pattern that leaves some query, or every one, without a key.
 
     Decided for queries and keys of one length, over every length. No answer, no warning: isl works
     under a budget, and a pattern that is too large to read within it is not asked about.
     """
-    if not _readable(pattern.predicate):
+    if not pattern.is_static or not _readable(pattern.predicate):
         return ()
     from attnc.compiler import sets
 
-    where = definition.pattern.name_span
-    span = where if where.source is not None else definition.pattern.span
+    where = definition.item.name_span
+    span = where if where.source is not None else definition.item.span
     name = pattern.name
     if sets.is_empty(pattern):
         return (

@@ -137,7 +137,7 @@ def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
             inner = {n: v for n, v in values.items() if n != var}
             taken = frozenset[str]().union(*map(free_vars, inner.values()))
             name, count = var, 1
-            while name in taken or name != var and name in free_vars(body):
+            while name in taken or (name != var and name in free_vars(body)):
                 name, count = f"{var}_{count + 1}", count + 1  # no value's variable is bound here
             if name != var:
                 inner[var] = Var(name)
