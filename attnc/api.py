@@ -15,6 +15,7 @@ from attnc.compiler.ir.blockmask import BlockMask, Counts
 if TYPE_CHECKING:
     import torch
 
+    from attnc.compiler.ir.plan import DataTiles
     from attnc.compiler.loaded import Loaded
     from attnc.dsl.diagnostics import Diagnostic
     from attnc.runtime.op import Op
@@ -163,19 +164,31 @@ class Pattern:
         nq: int | None = None,
         nk: int | None = None,
         tile: TileLike = _DEFAULT_TILE,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
     ) -> Blocks:
-        """Sort the tiles of the pattern into full, partial and empty; no pair is evaluated.
+        """Sort the tiles of the pattern into full, partial and empty.
 
+        No pair is evaluated, but where tiles wait for data: there those pairs are that bounds of
+        the tile leave open, in bounded memory.
         Units: ``tile`` in tokens, queries by keys, as ``(128, 64)`` or ``"128x64"``.
+        Args: ``inputs`` and ``extents`` as for ``mask``.
         """
-        from attnc.compiler.passes.classify import classify
+        from attnc.compiler.passes.data_form import tiles_of
         from attnc.runtime.options import as_tiling
 
-        lengths = _lengths("blocks", n, nq, nk)
-        return Blocks(classify(self.ir, as_tiling(tile)), *lengths)
+        given = self._given("blocks", n, nq, nk, inputs, extents, None)
+        if isinstance(self._source, pat.Pattern):
+            data = self.ir.given(**given)
+        else:
+            given["nq"], given["nk"], data = self._source.data(**given)
+        mask, tests, _ = tiles_of(self.ir, as_tiling(tile))
+        return Blocks(mask, given["nq"], given["nk"], tests, data)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pattern) and self.ir == other.ir
+        if not isinstance(other, Pattern):
+            return False
+        return self._source is other._source or self.ir == other.ir
 
     def __hash__(self) -> int:
         return hash(self.ir)
@@ -194,13 +207,22 @@ class Blocks:
     checks pair by pair; ``pairs_kept`` by the pattern, ``pairs_computed`` in visited tiles.
     """
 
-    def __init__(self, ir: BlockMask, nq: int, nk: int) -> None:
+    def __init__(
+        self,
+        ir: BlockMask,
+        nq: int,
+        nk: int,
+        tests: DataTiles | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         from attnc.compiler.counts import count
 
         self.ir = ir
         self.nq = nq
         self.nk = nk
-        self.counts: Counts = count(ir, nq, nk)
+        self.counts: Counts = count(ir, nq, nk, tests, given)
+        self._waits = tests is not None
+        self._given = given
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -244,7 +266,9 @@ class Blocks:
 
     @property
     def exact(self) -> bool:
-        """Whether no tile was added to stay within the budget of the set library."""
+        """Whether no tile is visited in vain, for the sake of a budget or left open by bounds."""
+        if self._waits:
+            return self.counts.visited == self.counts.full + self.counts.partial
         return self.ir.exact
 
     def dense(self) -> torch.Tensor:
@@ -253,7 +277,8 @@ class Blocks:
         Shape: bool ``[heads or 1, nq, nk]``.
         Raises: ImportError without torch.
         """
-        mask: torch.Tensor = _torch("Blocks.dense").from_numpy(self.ir.dense(self.nq, self.nk))
+        kept = self.ir.dense(self.nq, self.nk, self._given)
+        mask: torch.Tensor = _torch("Blocks.dense").from_numpy(kept)
         return mask
 
     def __repr__(self) -> str:

@@ -164,6 +164,36 @@ class Loaded:
             self._explain()
             raise
 
+    def data(
+        self,
+        nq: int | None = None,
+        nk: int | None = None,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+    ) -> tuple[int, int, dict[str, Any]]:
+        """Return the lengths, and all that the pattern IR reads at them, by name.
+
+        Raises: CompileError where something is missing or does not fit.
+        """
+        from attnc.compiler.oracle import shape, sizes
+
+        given = self._given(nq, nk, inputs, extents, None)
+        *_, q, k = shape(self.named, given)
+        arrays = self.arrays(inputs)
+        missing = [i.name for i in self.ir.inputs if i.formula is None and i.name not in arrays]
+        if missing:
+            raise CompileError(
+                [
+                    Diagnostic(
+                        code="ATT0510", message=f"input `{name}` of `{self.name}` is missing",
+                        help=f"give it: `-I {name}=FILE.npy`, or `inputs={{'{name}': ...}}`",
+                    )
+                    for name in missing
+                ]
+            )  # fmt: skip
+        return q, k, self.ir.given(q, k, arrays, sizes(self.named, given))
+
     def _given(
         self,
         nq: int | None,
@@ -181,9 +211,7 @@ class Loaded:
         self._refuse_unknown(inputs or {}, self._input_names(), "input")
         self._refuse_unknown(extents or {}, self._size_names(), "extent")
         chosen = self.layer if layer is None else layer
-        return Given(
-            self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen
-        )
+        return Given(self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen)
 
     def _explain(self) -> None:
         """Raise what only parameter values show, a zero divisor say: lowering finds its place."""
