@@ -313,16 +313,17 @@ def _check(
     wrong: list[Diagnostic] = list(found)
     own = module.own
     whole: list[Named[Any]] = [*own.patterns.values(), *own.attentions.values()]
+    chosen: Named[Any] | None = None
     if pattern or module.main in (*own.patterns, *own.attentions):
         chosen = _choose(module, pattern)
         whole = [chosen, *(named for named in whole if named is not chosen)]
-    shared = {p.name for p in (*module.params, *module.inputs)}
+    shared = {*(p.name for p in module.params), *(i.name for i in module.inputs)}
     work = 0
-    for place, named in enumerate(whole):
+    for named in whole:
         given = dict(params or {})
-        if place:
+        if named is not chosen:
             given = {n: v for n, v in given.items() if n in shared}
-        if place or not given:
+        if named is not chosen or not given:
             every = (*module.params, *named.item.params)
             values = (p for p in every if isinstance(p, ast.Param))
             if any(p.default is None and p.name not in given for p in values):

@@ -82,7 +82,8 @@ class Loaded:
     @property
     def says_lengths(self) -> bool:
         """Whether a space or an input may say the lengths, so that they may be left out."""
-        return self.named.item.on is not None or bool(self._input_names())
+        spaces = any(named.item.on is not None for named in _reachable(self.named))
+        return spaces or bool(self._input_names())
 
     def at_layer(self, layer: int) -> Loaded:
         """Return the same for one layer."""

@@ -172,7 +172,7 @@ class Evaluator:
         if isinstance(base, ast.Name) and isinstance(position := env.get(base.name), Position):
             return position.coordinates[index]
         items = self(base, env)
-        if isinstance(items, tuple) and isinstance(index, np.ndarray | np.generic):
+        if isinstance(items, tuple) and is_open(index):
             items = Tensor(padded(items))
         return items.at(index) if isinstance(items, Tensor) else items[index]
 
@@ -196,7 +196,7 @@ class Evaluator:
         if np.size(low) == 0 or np.size(high) == 0:
             return [], True
         values: Any = range(int(np.min(low)), int(np.max(high)) + 1)
-        if isinstance(low, np.generic | np.ndarray) or isinstance(high, np.generic | np.ndarray):
+        if is_open(low) or is_open(high):
             values = map(np.int64, values)
         varied = np.ndim(low) > 0 or np.ndim(high) > 0
         return [(v, np.logical_and(low <= v, v <= high)) for v in values], varied
@@ -230,11 +230,14 @@ class Evaluator:
 # --------------------------------------------------------------------------------- arithmetic
 
 
+def is_open(x: Any) -> bool:
+    """Return whether a value is known at run time only: lengths, sizes, positions."""
+    return isinstance(x, np.ndarray | np.generic)
+
+
 def is_real(x: Any) -> bool:
     """Return whether a value is a real: a float or an array of them."""
-    return isinstance(x, float | np.floating) or (
-        isinstance(x, np.ndarray) and x.dtype.kind == "f"
-    )
+    return isinstance(x, float | np.floating) or (isinstance(x, np.ndarray) and x.dtype.kind == "f")
 
 
 def to_real(x: Any) -> Any:
@@ -277,20 +280,20 @@ def _alike(x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def _divide(x: Any, y: Any) -> Any:
-    if is_real(x) or isinstance(y, np.ndarray | np.generic):
+    if is_real(x) or is_open(y):
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.divide(to_real(x), to_real(y))
     return x * (1 / Fraction(y))
 
 
 def _floor_div(x: Any, y: Any) -> Any:
-    if isinstance(y, np.ndarray | np.generic):  # known at run time
+    if is_open(y):
         return np.where(y >= 1, x // np.maximum(y, 1), 0)[()]
     return x // int(y)  # both Python and NumPy floor
 
 
 def _mod(x: Any, y: Any) -> Any:
-    if isinstance(y, np.ndarray | np.generic):
+    if is_open(y):
         return np.where(y >= 1, x % np.maximum(y, 1), 0)[()]
     return x % int(y)
 
@@ -389,7 +392,7 @@ def _real(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _bit_length(x: Any) -> Any:
-    if isinstance(x, np.ndarray | np.generic):
+    if is_open(x):
         return sum((x >= 2**e).astype(np.int64) for e in range(41))
     return int(x).bit_length()
 

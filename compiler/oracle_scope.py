@@ -18,7 +18,7 @@ from attnc.compiler.binding import fit
 from attnc.compiler.oracle_expr import Env, Tensor, to_real
 from attnc.compiler.oracle_setting import LENGTHS, Chosen, Setting, World
 from attnc.compiler.oracle_sizes import refused
-from attnc.compiler.oracle_space import Stretch
+from attnc.compiler.oracle_space import Stretch, free_names
 from attnc.dsl import nodes as ast
 from attnc.dsl.resolve import Named, as_set
 
@@ -109,6 +109,23 @@ class Scope(Setting):
             inner = Scope(self.world, chosen, env[LENGTHS], outer, {}, strict=strict)
             self.world.scopes[key] = inner
         return self.world.scopes[key]
+
+    def used_lengths(self) -> dict[str, int]:
+        """Return the lengths that used patterns have by their own inputs and spaces."""
+        if isinstance(self.item, ast.Score):
+            return {}
+        env = {**self.sizes.env, **{n: Tensor(array) for n, array in self.tensors.items()}}
+        outer = dict(self.sizes.known)
+        lengths: dict[str, int] = {}
+        for reference in _references(_body(self.item)):
+            names = set().union(*(free_names(a.value, self.module) for a in reference.args))
+            if names <= env.keys() and not isinstance(env.get(reference.name), tuple):
+                chosen = self.choose(reference, env)
+                inner = Scope(
+                    self.world, chosen, (None, None), outer, {}, strict=True, complete=False
+                )
+                lengths |= {n: s for n, s in inner.sizes.known.items() if n in ("nq", "nk")}
+        return lengths
 
     # ---------------------------------------------------------------------------------- sets
 
@@ -337,6 +354,23 @@ def _body(item: ast.PatternDef | ast.Score | ast.Attention) -> ast.Set:
             raise AssertionError(item.name)  # scores have no mask: the checker refused it
 
 
+def _references(body: ast.Set) -> Iterator[ast.Reference]:
+    """Yield the patterns that a set is made of: not those whose pairs a builder tests."""
+    stack: list[ast.Set] = [body]
+    while stack:
+        match stack.pop():
+            case ast.Reference() as reference:
+                yield reference
+            case ast.SetUnion(parts=parts) | ast.SetIntersection(parts=parts):
+                stack += parts
+            case ast.SetDifference(left=one, right=other) | ast.SetIf(then=one, otherwise=other):
+                stack += (one, other)
+            case ast.SetComplement(part=part) | ast.Rounded(part=part) | ast.UnionOver(body=part):
+                stack.append(part)
+            case ast.Builder() | ast.SetIndex():
+                pass
+
+
 def _declared(target: Named[Any], name: str) -> ast.Param | ast.Input:
     """Return the parameter or input that an argument is for."""
     all_of: tuple[ast.Param | ast.Input, ...] = (
@@ -354,7 +388,7 @@ def _fitted(target: Named[Any], name: str, value: Any) -> Any:
     declared = _declared(target, name)
     if isinstance(declared, ast.Input):
         return value.values if isinstance(value, Tensor) else value
-    return fit(value, declared.type)
+    return fit(value.item() if isinstance(value, np.generic) else value, declared.type)
 
 
 def _key(value: Any) -> Any:

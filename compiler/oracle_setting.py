@@ -139,7 +139,7 @@ class Setting(Functions):
         self.tensors: dict[str, NDArray[Any]] = {}
         for one in self.inputs:
             self.read(one, given)
-        self.sizes = Sizes(self.values, dict(known))
+        self.sizes = Sizes({**self.choices(), **self.values}, dict(known))
         self.solve(lengths, outer, strict)
         if not complete:
             return
@@ -159,13 +159,27 @@ class Setting(Functions):
         except ValueError as wrong:
             raise refused("ATT0511", f"input `{one.name}`: {wrong}", one.span) from wrong
 
+    def choices(self) -> dict[str, str]:
+        """Return the words that parameters may be, which stand for themselves."""
+        params = (*self.module.params, *self.item.params)
+        return {word: word for param in params for word in param.type.choices}
+
+    def size_names(self) -> set[str]:
+        """Return the symbolic extents and the sizes that inputs and the head count are said by."""
+        parts = [dim for one in self.inputs for dim in one.dims]
+        written: list[ast.Node] = [p for p in (self.item.on, self.item.heads) if p is not None]
+        names = (free_names(part, self.module) for part in (*parts, *written))
+        return set().union(*names) - self.sizes.fixed.keys()
+
     def require(self) -> None:
-        """Raise what the first ``require`` that does not hold says."""
+        """Raise what the first ``require`` that does not hold says; one that waits is passed."""
         demands = self.item.requires if isinstance(self.item, ast.PatternDef) else ()
         for demand in demands:
+            names = free_names(demand.condition, self.module)
+            if self.sizes.unknown(names & self.size_names()):
+                continue
             if self.value(demand.condition, self.sizes.env):
                 continue
-            names = free_names(demand.condition, self.module)
             shown = [f"`{n}` = {show_value(v)}" for n, v in self.values.items() if n in names]
             raise CompileError(
                 [
@@ -190,9 +204,17 @@ class Setting(Functions):
                 self.sizes.known[name] = size
                 self.equations()
         one = {"nq", "nk"} & self.sizes.known.keys()
+        if not one:
+            self.sizes.known.update(self.used_lengths())
+            self.equations()
+            one = {"nq", "nk"} & self.sizes.known.keys()
         if len(one) == 1:  # as many queries as keys
             self.sizes.known.update(dict.fromkeys(("nq", "nk"), self.sizes.known[one.pop()]))
             self.equations()
+
+    def used_lengths(self) -> dict[str, int]:
+        """Return the lengths that used items have by their own inputs and spaces."""
+        return {}
 
     def need_lengths(self) -> None:
         """Raise what has no value where a length is not known."""
@@ -315,9 +337,8 @@ class Setting(Functions):
     def surrounding(self) -> dict[str, Any]:
         """Return the values of all names that hold everywhere in the item."""
         env: dict[str, Any] = {}
-        for one in self.inputs:
-            for name in (n for dim in one.dims for n in free_names(dim, self.module)):
-                env[name] = Missing(lambda name=name: self.missing(name))  # type: ignore[misc]
+        for name in self.size_names():
+            env[name] = Missing(lambda name=name: self.missing(name))  # type: ignore[misc]
         for one in self.inputs:
             env[one.name] = Missing(lambda one=one: self.no_input(one))  # type: ignore[misc]
         env |= {name: Tensor(array) for name, array in self.tensors.items()}

@@ -36,9 +36,7 @@ class Sizes:
         named = {"nk" if n == "n" else n for n in names if n not in self.fixed}
         return named - self.known.keys()
 
-    def demand(
-        self, names: set[str], value: Callable[[Env], Any], size: int | None
-    ) -> int | None:
+    def demand(self, names: set[str], value: Callable[[Env], Any], size: int | None) -> int | None:
         """Return the value of an expression of the names, as far as it is known.
 
         With ``size``, what it must be, a single unknown name is solved for where the expression

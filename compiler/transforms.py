@@ -59,7 +59,8 @@ def transpose(x: NDArray[Any]) -> NDArray[Any]:
 
 def differences(x: NDArray[Any]) -> Ints:
     """``x[1:] - x[:-1]`` along the last axis. Shape: ``n -> n - 1``."""
-    return np.diff(x.astype(np.int64), axis=-1)
+    whole: Ints = x.astype(np.int64)
+    return whole[..., 1:] - whole[..., :-1]
 
 
 def repeat(counts: NDArray[Any]) -> Ints:
