@@ -19,6 +19,7 @@ from attnc.dsl.words import (
     LATER_WORDS,
     is_name,
     meant,
+    roundings,
     starts_rule,
 )
 
@@ -184,10 +185,11 @@ def _run(chunk: Sequence[Token], start: str) -> Any:
     """Parse one chunk. Returns its AST node, or the diagnostic of its first error."""
     table = load_table()
     words = table.words | _COMPARISON_TERMINALS
+    rounded = roundings(chunk)
     machine = Machine(table, start, CALLBACKS)
     try:
         for at, token in enumerate(chunk[:-1]):
-            kind = _terminal(chunk, at, words, machine.choices)
+            kind = _terminal(chunk, at, words, rounded, machine.choices)
             machine.feed(kind, Terminal(kind, token))
         at = len(chunk) - 1
         node = machine.feed(END, Terminal(END, chunk[at]))
@@ -199,7 +201,9 @@ def _run(chunk: Sequence[Token], start: str) -> Any:
     return node if too_deep is None else too_deep
 
 
-def _terminal(chunk: Sequence[Token], at: int, words: dict[str, str], accepted: Any) -> str:
+def _terminal(
+    chunk: Sequence[Token], at: int, words: dict[str, str], rounded: frozenset[int], accepted: Any
+) -> str:
     """Return the terminal of a token; a soft keyword is one only where the parser can take it."""
     token = chunk[at]
     match token.kind:
@@ -215,7 +219,9 @@ def _terminal(chunk: Sequence[Token], at: int, words: dict[str, str], accepted: 
                 return "NAME"
             if "NAME" not in accepted or meant(chunk, at):
                 return keyword
-            return keyword if "ANY" in accepted and starts_rule(chunk, at) else "NAME"
+            if at in rounded or ("ANY" in accepted and starts_rule(chunk, at)):
+                return keyword
+            return "NAME"
         case _:
             return "SEP" if _parts_two(chunk, at) else words[token.text]
 
@@ -236,8 +242,9 @@ def _accepted_before(
     chunk: Sequence[Token], at: int, start: str, words: dict[str, str]
 ) -> frozenset[str]:
     """Return the terminals that could have stood at token ``at`` (LALR reduces before it sees)."""
+    rounded = roundings(chunk)
     machine = Machine(load_table(), start, CALLBACKS)
     for i, token in enumerate(chunk[:at]):
-        kind = _terminal(chunk, i, words, machine.choices)
+        kind = _terminal(chunk, i, words, rounded, machine.choices)
         machine.feed(kind, Terminal(kind, token))
     return machine.accepts()

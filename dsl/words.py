@@ -25,8 +25,9 @@ def meant(tokens: Sequence[Token], at: int) -> bool:
     """Whether a word is meant as a keyword where the grammar takes it as one and as a name.
 
     ``tokens`` are free of comments and close with a token that is not part of the item. What
-    follows decides, because a name is never followed by another name: ``sum i in``, ``blocks(...,
-    any)``, ``grid(``, ``input doc``. Every other word is a keyword wherever it can be one.
+    follows decides, because a name is never followed by another name: ``sum i in``, ``grid(``,
+    ``input doc``; ``roundings`` and ``starts_rule`` do it for the words of ``blocks``. Every other
+    word is a keyword wherever it can be one.
     """
     text, after = tokens[at].text, tokens[at + 1]
     match text:
@@ -36,9 +37,7 @@ def meant(tokens: Sequence[Token], at: int) -> bool:
             return after.text == "("
         case "input":
             return is_name(after)
-        case "blocks":
-            return after.text == "(" and _is_rounding(tokens, at + 2)
-    return text not in ("any", "all", "density")
+    return text not in ("blocks", "any", "all", "density")
 
 
 def binds(tokens: Sequence[Token], at: int) -> bool:
@@ -60,16 +59,23 @@ def starts_rule(tokens: Sequence[Token], at: int) -> bool:
     return tokens[at].text in ("count", "density") and after in COMPARISONS
 
 
-def _is_rounding(tokens: Sequence[Token], start: int) -> bool:
-    """Whether the arguments from ``start`` are those of ``blocks``, not those of a pattern."""
-    if tokens[start].text in ("{", "~"):
-        return True
-    depth, commas, last = 0, 0, start
-    for at in range(start, len(tokens) - 1):
-        text = tokens[at].text
-        depth += (text in _OPENING) - (text in _CLOSING)
-        if depth < 0:
-            break
-        if text == "," and depth == 0:
-            commas, last = commas + 1, at + 1
-    return commas > 1 and starts_rule(tokens, last)
+def roundings(tokens: Sequence[Token]) -> frozenset[int]:
+    """Return the places of the ``blocks`` that round a set; the others name a pattern.
+
+    Such a ``blocks(...)`` starts as only a set does, or has a rule as its third argument or later.
+    """
+    found: set[int] = set()
+    opened: list[tuple[int, int, int]] = []  # where a bracket is, its commas, its last argument
+    for at, token in enumerate(tokens[:-1]):
+        if token.text in _OPENING:
+            opened.append((at, 0, at + 1))
+            if tokens[at - 1].text == "blocks" and tokens[at + 1].text in ("{", "~"):
+                found.add(at - 1)
+        elif token.text == "," and opened:
+            bracket, commas, _ = opened[-1]
+            opened[-1] = bracket, commas + 1, at + 1
+        elif token.text in _CLOSING and opened:
+            bracket, commas, last = opened.pop()
+            if commas > 1 and tokens[bracket - 1].text == "blocks" and starts_rule(tokens, last):
+                found.add(bracket - 1)
+    return frozenset(found)
