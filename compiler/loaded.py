@@ -218,22 +218,23 @@ class Loaded:
         """Raise what only parameter values show, a zero divisor say: lowering finds its place."""
         from attnc.compiler.passes.lower_ast import lower
 
-        lower(self.named, self.values)
+        lower(self.named, self.values, layer=self.layer)
 
     def _lowered(self) -> Pattern:
         from attnc.compiler.passes.lower_ast import lower
         from attnc.compiler.passes.warn import warn
 
         try:
-            pattern = lower(self.named, self.values)
+            pattern = lower(self.named, self.values, layer=self.layer)
         except CompileError as error:
             if any(d.code != UNKNOWN_SIZE for d in error.diagnostics):
                 raise
             from attnc.compiler.oracle import Given, sizes
 
             known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
-            pattern = lower(self.named, {**self.values, **known})
-        return replace(pattern, warnings=(*self.found, *warn(pattern, self.named)))
+            pattern = lower(self.named, {**self.values, **known}, layer=self.layer)
+        found = (*self.found, *pattern.warnings, *warn(pattern, self.named))
+        return replace(pattern, warnings=found)
 
     # ---------------------------------------------------------------------- what was given
 

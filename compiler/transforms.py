@@ -88,7 +88,7 @@ def members(lists: NDArray[Any], size: int) -> Flags:
 
     Shape: ``[..., m] -> [..., size]``.
     """
-    rows = lists.reshape(-1, lists.shape[-1])
+    rows = lists.reshape(int(np.prod(lists.shape[:-1])), lists.shape[-1])
     found = np.zeros((len(rows), int(size)), dtype=bool)
     row, entry = np.nonzero((rows >= 0) & (rows < size))
     found[row, rows[row, entry]] = True

@@ -7,7 +7,7 @@ Sides broadcast as in NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attnc.compiler.ir import expr as ex
@@ -85,8 +85,8 @@ class BlockCount:
     threshold: int
     denominator: int
     density: bool
-    nq: ex.IntExpr = ex.Var("nq")
-    nk: ex.IntExpr = ex.Var("nk")
+    nq: ex.IntExpr = field(default_factory=lambda: ex.Var("nq"))
+    nk: ex.IntExpr = field(default_factory=lambda: ex.Var("nk"))
 
 
 ArrayExpr: TypeAlias = ArrayInput | ArrayConst | ArrayNumber | ArrayOp | ArrayCall | BlockCount
@@ -150,7 +150,8 @@ def evaluate(
             case ArrayCall(function, args):
                 return TRANSFORMS[function](*map(go, args))
             case BlockCount():
-                return _block_count(e, values, inputs, heads)
+                told_apart = "h" in ex.free_vars(e.predicate)
+                return _block_count(e, values, inputs, heads if told_apart else 1)
 
     return go(expr)
 

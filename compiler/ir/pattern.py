@@ -106,7 +106,7 @@ class Input:
     defines that number: a *size*.
 
     ``formula`` None: given at the call, also with a batch dimension in front; otherwise computed
-    from other inputs, by the host on the device of q.
+    from other inputs, by the host on the device of q. A formula of fewer axes is broadcast.
     """
 
     name: str
@@ -184,10 +184,13 @@ class Pattern:
         for one in self.inputs:
             if one.name not in known and one.formula is not None:
                 values = {"nq": nq, "nk": nk}
-                known[one.name] = ar.evaluate(one.formula, values, known, self.heads or 1)
+                computed = ar.evaluate(one.formula, values, known, self.heads or 1)
+                if np.ndim(computed) < len(one.dims):
+                    sides = [int(ex.evaluate(d, values, known)) for d in one.dims if d is not None]
+                    computed = np.broadcast_to(computed, sides)
+                known[one.name] = computed
             if one.name in known:
-                sides = np.shape(known[one.name])
-                for side, extent in zip(sides, one.dims, strict=False):
+                for side, extent in zip(np.shape(known[one.name]), one.dims, strict=False):
                     if isinstance(extent, ex.Read) and extent.name in sizes:
                         known.setdefault(extent.name, side)
         return known
