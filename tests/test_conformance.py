@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import CompileError
-from attnc.dsl.resolve import stdlib_names
+from attnc.dsl.resolve import stdlib, stdlib_module, stdlib_names
 
 HERE = Path(__file__).parent / "conformance"
 _spec = importlib.util.spec_from_file_location("conformance_adapter", HERE / "adapter.py")
@@ -31,12 +32,25 @@ def gna_params(case: dict[str, Any]) -> dict[str, Any]:
     return {name: case[name] for name in GNA_PARAMS if name in case}
 
 
-CASES: list[tuple[str, str, dict[str, Any], str]] = [
-    (c["id"], c["pattern"], c["params"], c["kind"]) for c in STATIC
-] + [
-    (c["key"], "gna" if c["kind"] == "grid" else "gna_packed", gna_params(c), "mask")
-    for c in GNA["cases"]
+def is_sequence(pattern: str, params: dict[str, Any]) -> bool:
+    """Return whether a case is a pattern on plain sequences, without inputs and layers."""
+    if pattern not in stdlib_module(pattern).own.patterns or "n" not in params:
+        return False
+    item = stdlib(pattern).pattern
+    reads = any(isinstance(param, ast.Input) for param in item.params)
+    return item.on is None and item.layers is None and not reads
+
+
+Case = tuple[str, str, dict[str, Any]]
+GRIDS: list[Case] = [
+    (c["key"], "gna" if c["kind"] == "grid" else "gna_packed", gna_params(c)) for c in GNA["cases"]
 ]
+CASES: list[Case] = [*((c["id"], c["pattern"], c["params"]) for c in STATIC), *GRIDS]
+MASKS: list[Case] = [
+    *((c["id"], c["pattern"], c["params"]) for c in STATIC if c["kind"] == "mask"), *GRIDS
+]  # fmt: skip
+SEQUENCES = [c for c in MASKS if is_sequence(c[1], c[2])]
+"""Masks of one-dimensional patterns without inputs and layers."""
 
 
 def published(case: str) -> NDArray[Any]:
@@ -50,16 +64,14 @@ def published(case: str) -> NDArray[Any]:
 def test_the_index_is_whole() -> None:
     assert (len(STATIC), len(GNA["cases"]), len(GNA["rejected"])) == (218, 105, 16)
     assert len({c[1] for c in CASES}) == 65
+    assert len({c[1] for c in SEQUENCES}) == 23
 
 
 def test_the_zoo_has_every_published_pattern() -> None:
     assert {c[1] for c in CASES} - set(stdlib_names()) == set()
 
 
-SHOWN = [c[:3] for c in CASES]
-
-
-@pytest.mark.parametrize(("case", "pattern", "params"), SHOWN, ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(("case", "pattern", "params"), CASES, ids=[c[0] for c in CASES])
 def test_published(case: str, pattern: str, params: dict[str, Any]) -> None:
     expected = published(case)
     found = adapter.dense(pattern, params)
@@ -69,9 +81,6 @@ def test_published(case: str, pattern: str, params: dict[str, Any]) -> None:
     else:
         assert found.dtype.kind == expected.dtype.kind
         assert np.array_equal(found, expected)
-
-
-MASKS = [c[:3] for c in CASES if c[3] == "mask"]
 
 
 @pytest.mark.parametrize(("case", "pattern", "params"), MASKS, ids=[c[0] for c in MASKS])
