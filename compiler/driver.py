@@ -333,7 +333,9 @@ def _check(
             break
         counter = ExprLowering()
         try:
-            wrong += warn(lower(named, Loaded(named, given).values, counter), named)
+            # Of a pattern with layers the first is looked at.
+            lowered = lower(named, Loaded(named, given).values, counter, layer=0)
+            wrong += warn(lowered, named)
         except CompileError as error:
             wrong += (d for d in error.diagnostics if d.code != UNKNOWN_SIZE)
         work += counter.work + WARN_WORK
