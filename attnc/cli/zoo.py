@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from types import ModuleType
+
 import click
 
 from attnc.cli.options import json_option
+
+THUMBNAIL_DOTS = 16
 
 
 @click.command(
@@ -12,9 +17,14 @@ from attnc.cli.options import json_option
     "`attnc zoo longformer > my_pattern.attn` (to change it).",
 )
 @click.argument("name", required=False)
+@click.option("--gallery", is_flag=True, help="Print docs/zoo.md: every file with its drawing.")
 @json_option
-def command(name: str | None, as_json: bool) -> None:
-    """List the zoo, or print the .attn text of the pattern NAME."""
+def command(name: str | None, gallery: bool, as_json: bool) -> None:
+    """List the zoo with a small drawing of each mask, or print the .attn text of NAME.
+
+    The drawing of NAME goes to stderr, so that stdout is the file alone.
+    """
+    from attnc import gallery as pages
     from attnc.compiler import driver
 
     names = driver.zoo_names()
@@ -22,6 +32,11 @@ def command(name: str | None, as_json: bool) -> None:
         from attnc.cli.inputs import no_such_file
 
         raise no_such_file(name, names)
+    if gallery:
+        if name is not None or as_json:
+            raise click.UsageError("--gallery takes neither a NAME nor --json")
+        click.echo(pages.markdown(), nl=False)
+        return
     chosen = names if name is None else (name,)
     if as_json:
         import json
@@ -33,7 +48,16 @@ def command(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
     elif name is not None:
         click.echo(driver.zoo_text(name), nl=False)
+        click.echo(pages.picture(name), err=True)
     else:
-        width = max(map(len, names))
         for each in names:
-            click.echo(f"{each:<{width}}  {driver.zoo_summary(each)}".rstrip())
+            click.echo(_row(each, pages))
+
+
+def _row(name: str, pages: ModuleType) -> str:
+    """Return a thumbnail with the name and what it is beside it."""
+    drawn = pages.picture(name, THUMBNAIL_DOTS).splitlines()
+    said = pages.entry(name)
+    beside = [click.style(name, bold=True), said.title, f"When: {said.fields.get('When', '')}"]
+    lines = zip_longest(drawn, beside, fillvalue="")
+    return "\n".join(f"{left:<{THUMBNAIL_DOTS // 2}}  {right}".rstrip() for left, right in lines)
