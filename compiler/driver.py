@@ -125,7 +125,7 @@ def zoo_names() -> tuple[str, ...]:
 
 def zoo_text(name: str) -> str:
     """Return the ``.attn`` text of a stdlib pattern, to read, copy and change."""
-    return _zoo(name).module.source.text
+    return stdlib_module(_known(name)).source.text
 
 
 def zoo_summary(name: str) -> str:
@@ -155,6 +155,11 @@ def check_text(
 ) -> tuple[Diagnostic, ...]:
     """Return all that is wrong with a text, errors before warnings."""
     return _diagnosed(lambda: _check(_module_of_text(text, name, folder), pattern, params))
+
+
+def check_zoo(name: str, params: Params | None = None) -> tuple[Diagnostic, ...]:
+    """Return all that is wrong with a zoo item for the given values, errors before warnings."""
+    return _diagnosed(lambda: _check((stdlib_module(name), ()), None, params))
 
 
 def dense(
@@ -325,8 +330,8 @@ def _check(
             given = {n: v for n, v in given.items() if n in shared}
         if named is not chosen or not given:
             every = (*module.params, *named.item.params)
-            values = (p for p in every if isinstance(p, ast.Param))
-            if any(p.default is None and p.name not in given for p in values):
+            needed = (p for p in every if isinstance(p, ast.Param) and p.default is None)
+            if any(p.name not in given for p in needed):
                 continue  # its values come from a command, or from the patterns that use it
         if work > CHECK_WORK or len(wrong) >= MAX_FOUND:
             wrong.append(_unchecked(named))

@@ -73,7 +73,7 @@ def diagnose(
         if file not in driver.zoo_names():
             raise no_such_file(file, driver.zoo_names())
         refuse_pattern_name(file, pattern_name)
-        return driver.load_zoo(file, defines).warnings
+        return driver.check_zoo(file, defines)
     except CompileError as wrong:
         return wrong.diagnostics
 
