@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from attnc.compiler.counts import count
+from attnc.compiler.driver import load_zoo
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import Tiling
@@ -303,6 +305,29 @@ def test_a_grid_that_isl_gives_up_on_is_tested_instead() -> None:
     assert counted.visited < counted.total
     visited, _ = by_token(dt.tile_table(mask, tiles, 96, 96, {}), Tiling(16, 16), 96, 96)
     assert (visited | ~kept).all()
+    plan = build_plan(on_grid, head_dim=64)
+    assert verify(plan) == ()
+    assert (plan.forward.form, plan.cpu.strips) == ("data", ())
+
+
+def test_a_fixed_length_that_isl_gives_up_on_is_tested_instead() -> None:
+    """Radial attention on blocks: its tables are counted at its one length."""
+    pattern = load_zoo("radial_blocks", {"n": 4096, "frames": 4, "s": 1000})
+    plan = build_plan(pattern, head_dim=64)
+    assert verify(plan) == ()
+    assert plan.forward.data is not None
+    assert plan.cpu.data is not None
+    kept = pattern.mask(32, 32)
+    assert dt.count(plan.cpu.block_mask, plan.cpu.data, 32, 32, {}).pairs_kept == kept.sum()
+
+
+def test_tests_of_a_static_pattern_agree_with_isl() -> None:
+    """Where one executor tests tiles the other does, too: the counts are those of the pieces."""
+    static = load_zoo("causal")
+    mask, tiles, _ = tiles_of(static, Tiling(16, 16), tested=True)
+    assert tiles is not None
+    assert [piece.full for piece in mask.pieces] == [True, False]
+    assert dt.count(mask, tiles, 70, 90, {}) == count(mask, 70, 90)
 
 
 def test_no_tokens_no_rows() -> None:

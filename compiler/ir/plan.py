@@ -119,7 +119,10 @@ class CpuPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything one written module needs; ``notes`` explain the choices (``--explain``)."""
+    """Everything one written module needs; ``notes`` explain the choices (``--explain``).
+
+    Either both executors have ``data`` or none has; their predicates are the same.
+    """
 
     pattern: Pattern
     forward: ForwardPlan

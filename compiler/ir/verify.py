@@ -28,6 +28,8 @@ def verify(ir: pat.Pattern | BlockMask | Plan) -> tuple[Diagnostic, ...]:
         case Plan():
             found = list(verify(ir.forward.block_mask)) + list(verify(ir.cpu.block_mask))
             found += _forward(ir.forward)
+            if (ir.forward.data is None) is not (ir.cpu.data is None):
+                found.append(_broken("one executor tests tiles and the other does not"))
     return tuple(found)
 
 

@@ -12,7 +12,15 @@ from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern, Where
-from attnc.compiler.ir.plan import MAX_LENGTH, CpuPlan, ForwardPlan, Plan, Segment, Target
+from attnc.compiler.ir.plan import (
+    MAX_LENGTH,
+    CpuPlan,
+    DataTiles,
+    ForwardPlan,
+    Plan,
+    Segment,
+    Target,
+)
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.data_form import tiles_of
@@ -54,16 +62,21 @@ def build_plan(
         )
     cpu_tiling = cpu_tile or cpu_tiles.choose(pattern)
     _check_tile(cpu_tiling)
+    tested = any(tiles_of(pattern, tiling)[1] for tiling in (choice.tiling, cpu_tiling))
+    block_mask, data, why = tiles_of(pattern, choice.tiling, tested=tested)
     forward = _forward(
-        pattern, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target
+        block_mask, data, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype,
+        target=target,
     )
-    notes = _notes(forward, tile)
-    return Plan(pattern=pattern, forward=forward, cpu=_cpu(pattern, cpu_tiling), notes=notes)
+    return Plan(
+        pattern=pattern, forward=forward, cpu=_cpu(pattern, cpu_tiling, tested=tested),
+        notes=_notes(forward, tile, why),
+    )
 
 
-def _cpu(pattern: Pattern, tiling: Tiling) -> CpuPlan:
+def _cpu(pattern: Pattern, tiling: Tiling, *, tested: bool) -> CpuPlan:
     """Plan the executor: strips, or the tiles to gather where data or score terms decide."""
-    mask, data, _ = tiles_of(pattern, tiling)
+    mask, data, _ = tiles_of(pattern, tiling, tested=tested)
     if data is None and pattern.score is None and pattern.sink is None:
         found = tuple(s for s in strips(pattern, tiling) if reachable(s.tiles, tiling))
         return CpuPlan(block_mask=mask, strips=found)
@@ -92,10 +105,9 @@ def _check_tile(tile: Tiling) -> None:
 
 
 def _forward(
-    pattern: Pattern, choice: tiles.TileChoice, *, head_dim: int, value_dim: int,
-    dtype: Literal["bf16", "fp16", "fp32"], target: Target,
+    block_mask: BlockMask, data: DataTiles | None, choice: tiles.TileChoice, *, head_dim: int,
+    value_dim: int, dtype: Literal["bf16", "fp16", "fp32"], target: Target,
 ) -> ForwardPlan:
-    block_mask, data, _ = tiles_of(pattern, choice.tiling)
     masks = list(dict.fromkeys(p.residual for p in block_mask.pieces if not p.full))
     if len(masks) > MAX_MASKS:
         masks = [block_mask.pattern.predicate]
@@ -166,7 +178,9 @@ def _square(visited: isl.Map, tiling: Tiling) -> isl.Map:
     )
 
 
-def _notes(forward: ForwardPlan, tile: Tiling | None) -> tuple[str, ...]:
+def _notes(
+    forward: ForwardPlan, tile: Tiling | None, why: tuple[str, ...]
+) -> tuple[str, ...]:
     mask = forward.block_mask
     reason = "as asked" if tile is not None else f"the best clean tile of {forward.target}"
     notes = [
@@ -182,7 +196,7 @@ def _notes(forward: ForwardPlan, tile: Tiling | None) -> tuple[str, ...]:
         )
     else:
         notes.append("one table, built on the device from the data of the call")
-        notes += tiles_of(mask.pattern, mask.tiling)[2]
+        notes += why
     notes.append(f"rows are launched {forward.row_order}")
     notes += [f"widened: {note}" for note in mask.widened]
     return tuple(notes)

@@ -1,7 +1,8 @@
 """pattern IR -> its block mask, and whether the tiles are told apart at the call.
 
-They are where the predicate reads data or leaves linear arithmetic, and where isl gives up on a
-grid or on segments: there, tests of the tiles at given lengths find what the projection did not.
+They are where the predicate reads data or leaves linear arithmetic, and where isl gives up on
+segments, on a grid or on a sequence of fixed length: there, tests of the tiles at given lengths
+find what the projection did not.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ MAX_SHOWN = 100
 
 @lru_cache(maxsize=256)
 def tiles_of(
-    pattern: Pattern, tiling: Tiling
+    pattern: Pattern, tiling: Tiling, *, tested: bool = False
 ) -> tuple[BlockMask, DataTiles | None, tuple[str, ...]]:
     """Return the block mask, how its waiting tiles are tested (None: no need), and why.
 
-    Units: ``tiling`` in tokens.
+    Units: ``tiling`` in tokens. ``tested``: test tiles in any case.
     """
     predicate = eliminate(pattern).predicate
     if ex.is_static(predicate):
         mask = cl.classify(pattern, tiling)
-        if not mask.widened or not _has_coordinates(pattern):
+        if not tested and not (mask.widened and _is_laid_out(pattern)):
             return mask, None, ()
-        reason = "tiles of the grid are tested once their lengths are known: isl gave up on them"
+        reason = "tiles are tested once their lengths are known: isl gave up on them"
     else:
         reason = f"tiles are told apart at the call: {_outside(predicate)}"
     mask = candidates(pattern, tiling)
@@ -52,10 +53,12 @@ def tiles_of(
     )
 
 
-def _has_coordinates(pattern: Pattern) -> bool:
-    """Whether some side is a grid of rank two or more, or several segments."""
+def _is_laid_out(pattern: Pattern) -> bool:
+    """Whether a side has coordinates of several axes or segments, or both a fixed length."""
     spaces = (s for s in (pattern.query_space, pattern.key_space) if s is not None)
-    return any(len(s.segments) > 1 or len(s.segments[0].extents) > 1 for s in spaces)
+    return None not in pattern.lengths or any(
+        len(s.segments) > 1 or len(s.segments[0].extents) > 1 for s in spaces
+    )
 
 
 def _outside(predicate: ex.BoolExpr) -> str:
