@@ -8,7 +8,7 @@ import pytest
 
 from attnc.compiler.driver import check_file, check_text
 from attnc.dsl.formatter import format_file
-from attnc.dsl.functions import BUILTINS
+from attnc.dsl.functions import BUILTINS, TRANSFORMS
 from attnc.dsl.scanner import RESERVED
 from tests import markdown
 
@@ -47,5 +47,8 @@ def test_the_page_names_every_function_and_every_reserved_word():
     functions = TEXT.partition("### Functions")[2].partition("### Lists")[0]
     for name in BUILTINS:
         assert f"`{name}(" in functions
+    functions = TEXT.partition("### Computed inputs")[2].partition("## 8.")[0]
+    for transform in TRANSFORMS.values():
+        assert f"`{transform.usage}`" in functions
     words = TEXT.partition("These words are reserved: `")[2].partition("`")[0].split()
     assert sorted(words) == sorted(RESERVED)
