@@ -27,8 +27,8 @@ UNKNOWN_SIZE, NO_LAYER = "ATT0213", "ATT0512"
 class Loaded:
     """A pattern, score or attention that was checked, and what was given for it by name.
 
-    ``given`` may hold parameters, inputs (run-time tensors) and sizes (symbolic extents, sides of
-    inputs). Called with lengths, it is the oracle: ``loaded(16, 16)`` is the dense mask.
+    ``given`` may hold parameters, inputs (run-time tensors), sizes (symbolic extents, sides of
+    inputs) and ``layer``. Called with lengths, it is the oracle: ``loaded(16, 16)`` is the mask.
     """
 
     def __init__(
@@ -71,8 +71,6 @@ class Loaded:
 
     def lower_early(self) -> None:
         """Raise what is wrong with the values; what waits for sizes or a layer is for later."""
-        if isinstance(self.named.item, ast.Score):
-            return
         try:
             self.ir  # noqa: B018
         except CompileError as error:
@@ -210,7 +208,7 @@ class Loaded:
                 raise ValueError(f"{name} is {length}; a length is 0 or more")
         all_inputs = {**self.inputs, **(inputs or {})}
         self._refuse_unknown(inputs or {}, self._input_names(), "input")
-        self._refuse_unknown(extents or {}, self._size_names(), "extent")
+        self._refuse_unknown(extents or {}, self.size_names, "extent")
         chosen = self.layer if layer is None else layer
         return Given(self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen)
 
@@ -249,7 +247,9 @@ class Loaded:
                     found.append(self._wrong_value(params[name], error))
             elif name in self._input_names():
                 self.inputs[name] = _literal(value)
-            elif name in self._size_names() and _is_size(value):
+            elif name == "layer" and _is_size(value):
+                self.layer = int(str(value))
+            elif name in self.size_names and _is_size(value):
                 self.sizes[name] = int(str(value))
             else:
                 found.append(self._unknown(name, "parameter"))
@@ -272,7 +272,7 @@ class Loaded:
 
     def _unknown(self, name: str, what: str) -> Diagnostic:
         names = (*(p.name for p in _params(self.named)), *self._input_names())
-        names = tuple(dict.fromkeys((*names, *self._size_names())))
+        names = tuple(dict.fromkeys((*names, *self.size_names)))
         has = ", ".join(f"`{n}`" for n in names) or "no parameters"
         return Diagnostic(
             code="ATT0206", message=f"`{self.name}` has no {what} `{name}`",
@@ -285,8 +285,9 @@ class Loaded:
                 if isinstance(p, ast.Input))  # fmt: skip
         return tuple(dict.fromkeys(used))
 
-    def _size_names(self) -> tuple[str, ...]:
-        """Return the symbolic extents and size variables of the item and of all that it uses."""
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """The symbolic extents and size variables of the item and of all that it uses."""
         from attnc.compiler.oracle_space import free_names
 
         names: dict[str, None] = {}

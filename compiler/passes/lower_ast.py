@@ -15,8 +15,9 @@ from attnc.compiler.ir import score as sc
 from attnc.compiler.passes import lower_value as lv
 from attnc.compiler.passes.lower_env import Env
 from attnc.compiler.passes.lower_expr import ExprLowering
-from attnc.compiler.passes.lower_set import Lowered, SetLowering
+from attnc.compiler.passes.lower_set import Lowered
 from attnc.compiler.passes.lower_table import to_real
+from attnc.compiler.passes.lower_use import UseLowering
 from attnc.compiler.passes.lower_value import Item, LowerError, Num, Real
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_base import MAX_FOUND
@@ -45,7 +46,10 @@ def lower(
     Raises: CompileError with one diagnostic per set that cannot be lowered; [ATT0213] where a size
     must be known and is not, [ATT0512] where the pattern has layers and none is chosen.
     """
-    return _Lowering(exprs or ExprLowering(), layer).run(named, given)
+    exprs = exprs or ExprLowering()
+    lowering = _Lowering(exprs, layer)
+    exprs.around = lowering
+    return lowering.run(named, given)
 
 
 @dataclass
@@ -57,7 +61,7 @@ class _Softmax:
     scale: Fraction | None = None
 
 
-class _Lowering(SetLowering):
+class _Lowering(UseLowering):
     """Lowers one item; what goes wrong gathers in ``found``, one diagnostic per set."""
 
     def run(self, named: Named[Any], given: Mapping[str, Value]) -> pat.Pattern:
@@ -155,9 +159,9 @@ class _Lowering(SetLowering):
         whole = replace(lowered, heads=own or heads, sides=sides)
         scale = None
         if item.scale is not None:
-            value = self.exprs.constant(self.exprs.value(item.scale, env), item.scale.span)
-            assert isinstance(value, int | float | Fraction)
-            scale = Fraction(value)
+            factor = self.exprs.constant(self.exprs.value(item.scale, env), item.scale.span)
+            assert isinstance(factor, int | float | Fraction)
+            scale = Fraction(factor)
         return whole, _Softmax(None if score == sc.Dot() else score, sink, scale)
 
     def _real(self, value: Item, span: Span) -> sc.RealExpr:

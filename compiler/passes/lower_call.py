@@ -22,7 +22,8 @@ _REAL: dict[str, sc.RealFunction] = {
 }  # fmt: skip
 _OTHERS = frozenset(
     {
-        "abs", "min", "max", "clamp", "floor", "ceil", "is_pow2", "bit_length", "bit", "len", "fill",
+        "abs", "min", "max", "clamp", "floor", "ceil", "is_pow2", "bit_length", "bit", "len",
+        "fill",
     }
 )  # fmt: skip
 MAX_ITEMS = 1 << 16

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
+from attnc.compiler.binding import Value
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.passes import lower_value as lv
@@ -30,7 +31,7 @@ class Env:
 
     module: Module
     names: Mapping[str, Item]
-    shared: Mapping[str, Fixed]
+    shared: Mapping[str, Value]
     lengths: tuple[Num, Num]
     ranges: ex.Ranges
     head: Num
@@ -120,7 +121,7 @@ def to_item(value: Fixed) -> Item:
             return Real(sc.RealConst(value), 1)
         case tuple():
             return tuple(to_item(v) for v in value)
-        case _:
+        case str() | Chosen():
             return value
 
 

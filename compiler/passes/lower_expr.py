@@ -169,13 +169,15 @@ class ExprLowering:
 
     def note(self, what: str, span: Span) -> None:
         """Say, once for each place, that a mask leaves integer linear arithmetic."""
-        if all(d.span != span or d.message != _outside(what) for d in self.notes):
-            self.notes.append(
-                Diagnostic(
-                    code="ATT0410", severity="note", message=_outside(what), span=span,
-                    help="the mask is exact; its tiles are found at run time",
-                )
-            )  # fmt: skip
+        text = "" if span.source is None else span.source.text[span.start : span.stop]
+        shown = f"`{' '.join(text.split())}`" if text else what
+        found = Diagnostic(
+            code="ATT0410", severity="note", span=span, label=what,
+            message=f"{shown} is outside integer linear arithmetic",
+            help="the mask stays exact; its tiles are found at run time",
+        )  # fmt: skip
+        if all(d.span != span for d in self.notes):
+            self.notes.append(found)
 
     # -------------------------------------------------------------------- compile-time values
 
@@ -366,7 +368,3 @@ def element(array: Array, span: Span) -> Item:
             return lv.logic(ex.compare("!=", read, ex.ZERO), array.size, span)
         case "real":
             return lv.real(sc.RealRead(array.name, array.index), array.size, span)
-
-
-def _outside(what: str) -> str:
-    return f"{what} is outside integer linear arithmetic"

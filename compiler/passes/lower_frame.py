@@ -1,4 +1,4 @@
-"""A definition and what was given for it -> the scope of its body: values, inputs, spaces, heads."""
+"""A definition and what was given for it -> the scope of its body: values, sizes, spaces, heads."""
 
 from __future__ import annotations
 
@@ -231,9 +231,9 @@ class FrameLowering:
 
     @staticmethod
     def _is_size(name: str, item: Whole) -> bool:
-        sides = [d for p in item.params if isinstance(p, ast.Input) for d in p.dims]
-        clause = [] if item.heads is None else [item.heads]
-        return any(name in free_names(part) for part in (*sides, *clause))
+        parts: list[ast.Node] = [] if item.heads is None else [item.heads]
+        parts += [d for p in item.params if isinstance(p, ast.Input) for d in p.dims]
+        return any(name in free_names(part) for part in parts)
 
     def _sized(
         self,
@@ -258,7 +258,8 @@ class FrameLowering:
                         env = env.bind(name, size).bounded(f"{name}[]", 0, None)
         counted = clause is not None and "heads" not in free_names(clause.count)
         scalars = {one.name for one in inputs if not one.dims}
-        for part in (*sides, *(() if clause is None else (clause.count,))):
+        parts: list[ast.Node] = [*sides, *(() if clause is None else (clause.count,))]
+        for part in parts:
             for name in free_names(part):
                 if name in env.names or name in scalars or (name == "heads" and counted):
                     continue
@@ -350,9 +351,6 @@ def used_by(diagnostic: Diagnostic, above: tuple[ast.Reference, ...]) -> Diagnos
 
 def plain_value(item: Item) -> Value | None:
     """Return the value of an argument that is a plain compile-time value, else None."""
-    if isinstance(item, Chosen | Array) or (isinstance(item, tuple) and item and plain_value(
-        item[0]
-    ) is None):
-        return None
-    value: Any = from_item(item)
+    of_patterns = isinstance(item, tuple) and any(isinstance(i, Chosen) for i in item)
+    value: Any = None if isinstance(item, Chosen) or of_patterns else from_item(item)
     return value  # type: ignore[no-any-return]

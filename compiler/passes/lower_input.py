@@ -65,16 +65,16 @@ class InputLowering:
         """Return the formula of a computed input: operations on whole arrays."""
         match expr:
             case ast.Call(function=function, args=args) if function in TRANSFORMS:
-                return ar.ArrayCall(function, tuple(self.formula(a, env) for a in args))
+                parts = tuple(self.formula(a, env) for a in args)
+                return ar.ArrayCall(function, parts)  # type: ignore[arg-type]
             case ast.Binary(op="+" | "-" | "*" | "div" | "mod" as op, left=left, right=right):
-                parts = (self.formula(left, env), self.formula(right, env))
-                return self._numbers(expr, env) or ar.ArrayOp(op, parts)
+                both = (self.formula(left, env), self.formula(right, env))
+                return self._numbers(expr, env) or ar.ArrayOp(op, both)
             case ast.Compare(operands=operands, ops=ops):
                 sides = [self.formula(o, env) for o in operands]
                 tests = [
-                    ar.ArrayOp(op, (sides[i], sides[i + 1]))
+                    ar.ArrayOp(op, (sides[i], sides[i + 1]))  # type: ignore[arg-type]
                     for i, op in enumerate(ops)
-                    if op not in ("in", "not in")
                 ]
                 return tests[0] if len(tests) == 1 else ar.ArrayOp("and", tuple(tests))
             case ast.BoolOp(op=joined, parts=conditions):

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
-from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.passes import lower_value as lv
-from attnc.compiler.passes.lower_env import Env, substitute
+from attnc.compiler.passes.lower_blocks import rounded
+from attnc.compiler.passes.lower_env import Env
 from attnc.compiler.passes.lower_expr import ExprLowering, NeedsUnroll
 from attnc.compiler.passes.lower_frame import Frame, FrameLowering, plain_value, used_by
 from attnc.compiler.passes.lower_space import Side, Stretch
-from attnc.compiler.passes.lower_value import Array, Chosen, Item, Logic, LowerError, Num, Position
+from attnc.compiler.passes.lower_value import Chosen, Item, LowerError, Position
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.resolve import Named
 from attnc.dsl.source import Span
 
 MAX_REFERENCE_DEPTH = 64
-MAX_BLOCK = 1 << 20
-"""How many tokens one side of a block may have."""
 _EMPTY, _ALL = pat.Where(ex.FALSE), pat.Where(ex.TRUE)
 _Sides = tuple["Side | None", "Side | None"]
 
@@ -42,10 +39,7 @@ class Lowered:
 
 
 class SetLowering(FrameLowering):
-    """Lowers sets. It also is what expressions stand in: it answers for pairs, scores, functions.
-
-    ``heads_seen`` and ``sides_seen`` gather what pairs and scores inside an expression need.
-    """
+    """Lowers sets; ``heads_seen`` and ``sides_seen`` gather what expressions inside need."""
 
     def __init__(self, exprs: ExprLowering, layer: int | None) -> None:
         super().__init__(exprs, layer)
@@ -53,7 +47,6 @@ class SetLowering(FrameLowering):
         self.spent: dict[tuple[object, ...], int] = {}
         self.heads_seen: list[int] = []
         self.sides_seen: list[_Sides] = []
-        exprs.around = self
 
     # ------------------------------------------------------------------------------------ sets
 
@@ -123,7 +116,7 @@ class SetLowering(FrameLowering):
                 inside = [self.set(body, frame, env.bind(var, lv.const(t))) for t in turns]
                 return self.junction(pat.Union, inside, part.span)
             case ast.Rounded():
-                return self.rounded(part, frame, env)
+                return rounded(self, part, frame, env)
 
     def junction(
         self, kind: type[pat.Union] | type[pat.Intersection], parts: list[Lowered], where: Span
@@ -197,7 +190,7 @@ class SetLowering(FrameLowering):
         return self.expanded(chosen, replace(env, above=above), reference.span, local=False)
 
     def expanded(self, chosen: Chosen, env: Env, where: Span, *, local: bool) -> Lowered:
-        """Lower what is used, in positions ``q`` and ``k`` of its own, at the lengths of ``env``."""
+        """Lower what is used, in positions of its own, at the lengths of ``env``."""
         target = chosen.definition
         given = dict(chosen.given)
         key = (id(target), chosen.given, env.lengths, local)
@@ -353,192 +346,6 @@ class SetLowering(FrameLowering):
             return next(iter(groups))
         return ex.or_(*(ex.and_(_heads_test(hs, heads), part) for part, hs in groups.items()))
 
-    # ---------------------------------------------------------------------------- whole blocks
-
-    def rounded(self, part: ast.Rounded, frame: Frame, env: Env) -> Lowered:
-        """Round a set to whole blocks.
-
-        any: some pair of the block is in the set; all: every existing one is. ``count`` and
-        ``density`` become a table that is computed at run time.
-        """
-        inner = self.set(part.part, frame, env)
-        sizes = []
-        for side in (part.block_q, part.block_k or part.block_q):
-            size = self.exprs.compile_time(self.exprs.number(side, env), side.span)
-            if not 1 <= size <= MAX_BLOCK:
-                raise LowerError(
-                    "ATT0303", f"a block of {size} tokens", side.span,
-                    help=f"a block has 1 to {MAX_BLOCK} tokens along each side",
-                )  # fmt: skip
-            sizes.append(int(size))
-        block_q, block_k = sizes
-        predicate = pat.predicate(inner.node)
-        if part.rule in ("any", "all") and ex.is_static(predicate):
-            exact = _any_in_block if part.rule == "any" else _all_in_block
-            lengths = tuple(length.expr for length in env.lengths)
-            return replace(inner, node=pat.Where(exact(predicate, block_q, block_k, lengths)))
-        op, threshold = part.op or (">" if part.rule == "any" else ">="), Fraction(0)
-        if part.threshold is not None:
-            threshold = self.exprs.compile_time(
-                self.exprs.number(part.threshold, env), part.threshold.span
-            )
-        elif part.rule == "all":
-            threshold = Fraction(1)
-        count = ar.BlockCount(
-            predicate=predicate, block_q=block_q, block_k=block_k, op=op,
-            threshold=threshold.numerator, denominator=threshold.denominator,
-            density=part.rule in ("all", "density"),
-            nq=env.lengths[0].expr, nk=env.lengths[1].expr,
-        )  # fmt: skip
-        heads = inner.heads if "h" in ex.free_vars(predicate) else None
-        sides = (
-            ex.Const(heads or 1),
-            ex.floordiv(ex.add(count.nq, ex.Const(block_q - 1)), block_q),
-            ex.floordiv(ex.add(count.nk, ex.Const(block_k - 1)), block_k),
-        )
-        table = self.inputs.add(
-            pat.Input(name=f"{frame.item.name}_blocks", kind="bool", dims=sides, formula=count),
-            part.span,
-        )
-        at = (
-            ex.Var("h") if heads else ex.ZERO,
-            ex.floordiv(ex.Var("q"), block_q),
-            ex.floordiv(ex.Var("k"), block_k),
-        )
-        self.exprs.note("a count of the pairs of a block", part.span)
-        return replace(inner, node=pat.Where(ex.compare("!=", ex.Read(table.name, at), ex.ZERO)))
-
-    # --------------------------------------------------------------- what expressions stand in
-
-    def keeps(self, pair: ast.PairIn, env: Env) -> Logic:
-        """Return whether a pattern keeps a pair: its predicate at other positions."""
-        query, key = self.exprs.number(pair.query, env), self.exprs.number(pair.key, env)
-        chosen = self.choose(pair.pattern, env)
-        link = ast.Reference(
-            name=chosen.definition.pattern.name, args=(), span=pair.span, name_span=pair.span
-        )
-        if len(env.above) >= MAX_REFERENCE_DEPTH:
-            raise LowerError(
-                "ATT0312", f"patterns use each other more than {MAX_REFERENCE_DEPTH} deep",
-                pair.span, help="write some of them out in one set",
-            )  # fmt: skip
-        inner = replace(env, above=(*env.above, link))
-        before = len(self.found)
-        lowered = self.expanded(chosen, inner, pair.span, local=True)
-        if len(self.found) > before:
-            return Logic(ex.FALSE, 1)
-        if lowered.heads is not None:
-            self.heads_seen.append(lowered.heads)
-        lengths = self.local_lengths(lowered, env)
-        predicate = pat.predicate(lowered.node)
-        at = {"q": query.expr, "k": key.expr, "h": env.head.expr}
-        size = 1 + sum(1 for _ in ex.walk(predicate))
-        lv.logic(ex.Compare("<=", ex.ZERO, ex.ZERO), size, pair.span)
-        found = ex.substitute(predicate, at)
-        if not ex.is_static(found):
-            self.exprs.write_out(Logic(found, size))
-        tests: list[ex.BoolExpr] = []
-        for number, name, length, here in zip(
-            (query, key), "qk", lengths, env.lengths, strict=True
-        ):
-            if number.expr == ex.Var(name) and length == here:
-                continue
-            lv.fits_machine((number,), pair.span)
-            legal = ex.and_(
-                ex.compare(">=", number.expr, ex.ZERO), ex.compare("<", number.expr, length.expr)
-            )
-            tests.append(ex.tidy_truth(legal, env.ranges))
-        kept = ex.and_(*tests, found)
-        result = lv.logic(ex.not_(kept) if pair.negated else kept, size + 4, pair.span)
-        return result
-
-    @staticmethod
-    def local_lengths(lowered: Lowered, env: Env) -> tuple[Num, Num]:
-        """Return the lengths of a pattern inside a pair: of its spaces, else those around it."""
-        q, k = (
-            here if side is None else side.length
-            for side, here in zip(lowered.sides, env.lengths, strict=True)
-        )
-        return q, k
-
-    def apply(self, call: ast.Call, env: Env) -> Item | None:
-        """Return the value of an ``fn``: it sees its own parameters and those of its file."""
-        named = env.module.find_fn(call.function)
-        if named is None:
-            return None
-        own = named.item.params
-        names = call.names or (None,) * len(call.args)
-        given = {
-            name or own[i].name: self.exprs.value(arg, env)
-            for i, (name, arg) in enumerate(zip(names, call.args, strict=True))
-        }
-        inside = named.module is env.module
-        shared = env.shared if inside else self.file_values(named.module, {}, {})
-        scope = replace(
-            env, module=named.module, shared=shared,
-            names={n: self.held(v, named.module) for n, v in shared.items()},
-        )  # fmt: skip
-        for param in own:
-            if param.name in given:
-                item = given[param.name]
-            else:
-                assert param.default is not None, "checked: it has a value"
-                item = self.exprs.value(param.default, scope)
-            scope = scope.bind(param.name, lv.fitted(item, param.type.kind, call.span))
-        return self.exprs.value(named.item.body, scope)
-
-    def score(self, name: str, call: ast.Call | None, env: Env, span: Span) -> Item | None:
-        """Return the value of a score at the positions around."""
-        named = env.module.find_score(name)
-        if named is None:
-            return None
-        args = [] if call is None else list(
-            zip(call.names or (None,) * len(call.args), call.args, strict=True)
-        )  # fmt: skip
-        given = dict(self.given(named, args, env))
-        frame = self.used_frame(named, given, env, span, local=False)
-        if frame is None:
-            raise LowerError("ATT0207", f"`{name}` misses a value", span)
-        value, heads = self.scored(frame)
-        if heads is not None:
-            self.heads_seen.append(heads)
-        self.sides_seen.append((frame.query, frame.key))
-        return substitute(value, {"h": env.head.expr})
-
-    def scored(self, frame: Frame) -> tuple[Item, int | None]:
-        """Return the value of a score's builder over flat positions, and its head count."""
-        assert isinstance(frame.item, ast.Score)
-        builder = frame.item.body
-        env = replace(frame.env, scoring=True)
-        query = self.stretch(builder.query_segment, frame.query, env, 0)
-        key = self.stretch(builder.key_segment, frame.key, env, 1)
-        inner = self.placed(builder, query, key, env)
-        heads = frame.heads if (frame.heads or 1) > 1 and builder.head is not None else None
-        if builder.head is not None:
-            inner = inner.bind(builder.head, inner.head if heads else lv.const(0))
-        with self.exprs.written_out("h"):
-            value = self.exprs.value(builder.predicate, inner)
-        return value, heads
-
-    def coordinate(self, position: Position, axis: int, env: Env, span: Span) -> Num:
-        """Return coordinate number ``axis`` of a position."""
-        return self.spaces.coordinate(position, axis, env, span)
-
-    def holds(self, array: Array, part: Num, env: Env, span: Span) -> Logic:
-        """Return whether the last axis of an input has an entry."""
-        return self.inputs.holds(array, part, env, span)
-
-    def unknown(self, names: frozenset[str], span: Span) -> LowerError | None:
-        """Return the error for a size that has no value yet, None where none of them is one."""
-        missing = next((n for n in sorted(names) if n in self.sizes or n in self.spaces.extents), None)
-        if missing is None:
-            return None
-        return LowerError(
-            "ATT0213", f"the size `{missing}` is not known", span,
-            label="it must be known at compile time here",
-            help=f"give it, as `-D {missing}=...`, or an input that has it as a side",
-        )  # fmt: skip
-
 
 def _shape(side: Side) -> tuple[object, ...]:
     return tuple((s.extents, s.tile) for s in side.segments)
@@ -558,32 +365,3 @@ def _heads_test(listed: list[int], heads: int) -> ex.BoolExpr:
     low = ex.TRUE if first == 0 else ex.compare(">=", h, ex.Const(first))
     high = ex.TRUE if last == heads - 1 else ex.compare("<=", h, ex.Const(last))
     return ex.and_(low, high)
-
-
-def _any_in_block(
-    predicate: ex.BoolExpr, block_q: int, block_k: int, lengths: tuple[ex.IntExpr, ...]
-) -> ex.BoolExpr:
-    """Return that some existing pair of the block of (q, k) satisfies a predicate."""
-    found, positions = predicate, {}
-    bound: list[tuple[str, int]] = []
-    taken = {n.var for n in ex.walk(predicate) if isinstance(n, ex.Exists)}
-    for name, block, length in zip("qk", (block_q, block_k), lengths, strict=True):
-        if block == 1:
-            continue
-        variable = next(v for v in (f"b{name}" + "_" * i for i in range(99)) if v not in taken)
-        start = ex.scale(block, ex.floordiv(ex.Var(name), block))
-        place = ex.add(start, ex.Var(variable))
-        positions[name] = place
-        bound.append((variable, block))
-        found = ex.and_(found, ex.compare("<", ex.Var(name), length))
-    found = ex.substitute(found, positions)
-    for variable, block in bound:
-        found = ex.Exists(variable, ex.ZERO, ex.Const(block - 1), found)
-    return found
-
-
-def _all_in_block(
-    predicate: ex.BoolExpr, block_q: int, block_k: int, lengths: tuple[ex.IntExpr, ...]
-) -> ex.BoolExpr:
-    """Return that all existing pairs of the block of (q, k) satisfy a predicate."""
-    return ex.not_(_any_in_block(ex.not_(predicate), block_q, block_k, lengths))

@@ -206,42 +206,52 @@ class SpaceLowering:
                 "ATT0308", f"there is no coordinate {axis} in a grid of {count} axes", span,
                 label=f"this is {axis}", help=f"axes count from 0; the last is axis {count - 1}",
             )  # fmt: skip
+        found = self._decoded(position.number, stretch, axis, span)
+        if not env.scoring and not ex.is_static(found.expr):
+            self.exprs.note("a coordinate of a grid whose extents are not fixed", span)
+        return found
+
+    @staticmethod
+    def _decoded(number: Num, stretch: Stretch, axis: int, span: Span) -> Num:
+        """Return a coordinate: tile by tile, or row-major."""
+        assert stretch.extents is not None
         if stretch.tile is None:
-            return self._digit(position.number, stretch.extents, axis, span)
+            return _digit(number, stretch.extents, axis, span)
         tiles = tuple(
-            self._divide(e, lv.const(t), span)
+            _divide(e, lv.const(t), span)
             for e, t in zip(stretch.extents, stretch.tile, strict=True)
         )
         sides = tuple(map(lv.const, stretch.tile))
         tokens = lv.const(1)
         for side in sides:
             tokens = product(tokens, side, span)
-        which = self._digit(self._divide(position.number, tokens, span), tiles, axis, span)
-        inside = self._remainder(position.number, tokens, span)
-        digit = self._digit(inside, sides, axis, span)
+        which = _digit(_divide(number, tokens, span), tiles, axis, span)
+        inside = _remainder(number, tokens, span)
+        digit = _digit(inside, sides, axis, span)
         return lv.total((product(sides[axis], which, span), digit), span)
 
-    def _digit(self, number: Num, sides: Sequence[Num], axis: int, span: Span) -> Num:
-        """Return one digit of a row-major number; the first has no carry to drop."""
-        stride = lv.const(1)
-        for side in sides[axis + 1 :]:
-            stride = product(stride, side, span)
-        digit = self._divide(number, stride, span)
-        return digit if axis == 0 else self._remainder(digit, sides[axis], span)
 
-    def _divide(self, number: Num, by: Num, span: Span) -> Num:
-        divisor = lv.known(by)
-        if divisor is not None:
-            return lv.floor_div(number, int(divisor), span) if divisor else lv.const(0)
-        self.exprs.note("a coordinate of a grid without a fixed extent", span)
-        return lv.quotient(number, by, span)
+def _digit(number: Num, sides: Sequence[Num], axis: int, span: Span) -> Num:
+    """Return one digit of a row-major number; the first has no carry to drop."""
+    stride = lv.const(1)
+    for side in sides[axis + 1 :]:
+        stride = product(stride, side, span)
+    digit = _divide(number, stride, span)
+    return digit if axis == 0 else _remainder(digit, sides[axis], span)
 
-    def _remainder(self, number: Num, by: Num, span: Span) -> Num:
-        divisor = lv.known(by)
-        if divisor is not None:
-            return lv.modulo(number, int(divisor), span) if divisor else lv.const(0)
-        self.exprs.note("a coordinate of a grid without a fixed extent", span)
-        return lv.remainder(number, by, span)
+
+def _divide(number: Num, by: Num, span: Span) -> Num:
+    divisor = lv.known(by)
+    if divisor is not None:
+        return lv.floor_div(number, int(divisor), span) if divisor else lv.const(0)
+    return lv.quotient(number, by, span)
+
+
+def _remainder(number: Num, by: Num, span: Span) -> Num:
+    divisor = lv.known(by)
+    if divisor is not None:
+        return lv.modulo(number, int(divisor), span) if divisor else lv.const(0)
+    return lv.remainder(number, by, span)
 
 
 def product(left: Num, right: Num, span: Span) -> Num:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
@@ -58,9 +59,10 @@ def lookup(items: Sequence[Item], index: Num, ranges: ex.Ranges, span: Span) -> 
     sample = next((i for i in items if isinstance(i, Real)), items[0] if items else lv.const(0))
     match sample:
         case Logic():
-            kept = [i for i in range(first, last + 1) if items[i] == Logic(ex.TRUE, 1)]
             if all(isinstance(i, Logic) and isinstance(i.expr, ex.Truth) for i in items):
-                return lv.logic(ex.member(index.expr, kept) if kept else ex.FALSE, 1 + len(kept), span)
+                kept = [i for i in range(first, last + 1) if items[i] == Logic(ex.TRUE, 1)]
+                test = ex.member(index.expr, kept) if kept else ex.FALSE
+                return lv.logic(test, 1 + len(kept), span)
             tests = [
                 lv.all_of((Logic(ex.compare("==", index.expr, ex.Const(i)), 2), part), span)
                 for i, part in enumerate(items)
@@ -94,7 +96,7 @@ def _line(items: Sequence[Item], first: int, last: int) -> tuple[Fraction, Fract
     if len(known) < len(values) or len(known) < 2:
         return None
     slope = known[1] - known[0]
-    if any(b - a != slope for a, b in zip(known, known[1:], strict=False)):
+    if any(b - a != slope for a, b in pairwise(known)):
         return None
     return slope, known[0] - slope * first
 
