@@ -45,14 +45,14 @@ class Scope(Setting):
         own = [p.name for p in score.item.params]
         pairs = [(n or own[i], a) for i, (n, a) in enumerate(zip(names, args, strict=True))]
         given = tuple((name, _fitted(score, name, value)) for name, value in pairs)
-        return self.used(Chosen(score, given), env).score(env[HEAD], 0.0)
+        return self.used(self.chosen_with(score, given), env).score(env[HEAD], 0.0)
 
     def name(self, name: str, env: Env) -> Any:
         """Return the value of a name that is no variable: in attentions a score, else a choice."""
         score = self.module.find_score(name) if DOT in env else None
         if score is None:
             return name
-        return self.used(Chosen(score), env).score(env[HEAD], 0.0)
+        return self.used(self.chosen_with(score, ()), env).score(env[HEAD], 0.0)
 
     def keeps(self, pattern: ast.PatternValue, query: Any, key: Any, env: Env) -> Any:
         """Return whether a pattern keeps pairs; a pair outside its lengths is not in it."""
@@ -99,7 +99,12 @@ class Scope(Setting):
             else:
                 value = self.value(argument.value, env)
                 given.append((name, _fitted(target, name, value)))
-        return Chosen(target, tuple(given))
+        return self.chosen_with(target, tuple(given))
+
+    def chosen_with(self, named: Named[Any], given: tuple[tuple[str, Any], ...]) -> Chosen:
+        """Return an item with its arguments; one of this file shares the parameters of the file."""
+        shared = self.shared.items() if named.module is self.module else ()
+        return Chosen(named, (*shared, *given))
 
     def used(self, chosen: Chosen, env: Env, *, strict: bool = True) -> Scope:
         """Return the scope of a used item, at the lengths it is used at."""
@@ -130,7 +135,9 @@ class Scope(Setting):
     # ---------------------------------------------------------------------------------- sets
 
     def mask(self, head: int) -> Mask:
-        """Return the pairs that a head keeps. Shape: ``[nq, nk]``."""
+        """Return the pairs that a head keeps, all of a score. Shape: ``[nq, nk]``."""
+        if isinstance(self.item, ast.Score):
+            return np.ones(self.env[LENGTHS], dtype=np.bool_)
         if head not in self.masks:
             self.masks[head] = self.set(_body(self.item), self.at(head))
         return self.masks[head]
@@ -329,7 +336,7 @@ class Scope(Setting):
         match part:
             case ast.Name(name=name) if name not in env and name != DOT:
                 score = self.module.find_score(name)
-                return None if score is None else self.used(Chosen(score), env)
+                return None if score is None else self.used(self.chosen_with(score, ()), env)
             case ast.Call(function=name, args=args, names=names):
                 score = self.module.find_score(name)
                 if score is None:
@@ -339,19 +346,13 @@ class Scope(Setting):
                 given = zip(names or (None,) * len(args), values, strict=True)
                 pairs = [(n or own[i], a) for i, (n, a) in enumerate(given)]
                 fitted = tuple((n, _fitted(score, n, a)) for n, a in pairs)
-                return self.used(Chosen(score, fitted), env)
+                return self.used(self.chosen_with(score, fitted), env)
             case _:
                 return None
 
 
-def _body(item: ast.PatternDef | ast.Score | ast.Attention) -> ast.Set:
-    match item:
-        case ast.PatternDef(body=body):
-            return body
-        case ast.Attention(over=over):
-            return over
-        case ast.Score():
-            raise AssertionError(item.name)  # scores have no mask: the checker refused it
+def _body(item: ast.PatternDef | ast.Attention) -> ast.Set:
+    return item.body if isinstance(item, ast.PatternDef) else item.over
 
 
 def _references(body: ast.Set) -> Iterator[ast.Reference]:

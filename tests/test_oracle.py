@@ -163,6 +163,20 @@ def test_patterns_as_parameters() -> None:
     assert np.array_equal(found, mask("pattern p = causal & strided(stride: 2)", 4))
 
 
+def test_patterns_of_a_file_share_its_parameters() -> None:
+    text = """
+    param w: int = 1
+    fn wide(x: int) = x + w
+    pattern near(more: int = 0) = { q -> k : abs(q - k) < wide(more) }
+    score far = { q -> k : w * (q - k) }
+    pattern p = near & { q -> k : (q, k) in near(more: 1) }
+    attention a = softmax(dot + far, over: near)
+    """
+    assert np.array_equal(mask(text, 5, params={"w": 3}), mask("pattern p = window(2, 2)", 5))
+    scores = driver.scores_text(text, "a", {"w": 3}, 3, 3).values
+    assert scores[0, 2].tolist() == [6, 3, 0]
+
+
 def test_requirements_have_their_own_words() -> None:
     text = """
     pattern p(w: int, size: int) require w * 2 <= size else "the window does not fit" = causal

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from attnc.compiler.loaded import Loaded
+
 DRAW_TOKENS = 160
 """A drawing has one character a pair; longer sequences do not fit a terminal."""
 DRAWN_TOKENS = 32
@@ -59,10 +61,9 @@ def command(
     pattern = load_any(file, pattern_name, {**defines, **inputs})
     pattern.lower_early()
     show_diagnostics(pattern.warnings)
-    if shape is None:
-        if output is not None and not pattern.says_lengths:
-            raise click.UsageError("-o needs --shape, such as --shape n=64")
-        shape = OpenShape() if pattern.says_lengths else OpenShape(DRAWN_TOKENS, DRAWN_TOKENS)
+    if shape is None and output is not None and not pattern.says_lengths:
+        raise click.UsageError("-o needs --shape, such as --shape n=64")
+    shape = checked_shape(shape, pattern)
     sides = pattern.shape(shape.nq, shape.nk, extents=dict(shape.extents), layer=layer)
     refuse_heads(pattern.name, None if sides[-3] == 1 else sides[-3], heads)
     sides = (*sides[:-3], heads or sides[-3], *sides[-2:])
@@ -88,6 +89,22 @@ def command(
         click.echo(json.dumps(record, indent=2))
     elif output is None:
         click.echo(draw(mask))
+
+
+def checked_shape(shape: OpenShape | None, pattern: Loaded) -> OpenShape:
+    """Return the lengths to draw, refused where they cannot be those of the pattern."""
+    if shape is None:
+        return OpenShape() if pattern.says_lengths else OpenShape(DRAWN_TOKENS, DRAWN_TOKENS)
+    for name, _ in shape.extents:
+        if name not in pattern.size_names:
+            own = "".join(f", {size}" for size in pattern.size_names)
+            raise click.UsageError(
+                f"there is no extent `{name}`; extents are n, nq and nk{own}"
+            )
+    if not pattern.says_lengths and None in (shape.nq, shape.nk):
+        given, missing = ("nk", "nq") if shape.nq is None else ("nq", "nk")
+        raise click.UsageError(f"--shape gives {given} alone; add {missing}=...")
+    return shape
 
 
 def too_big(sides: tuple[int, ...]) -> CompileError:
