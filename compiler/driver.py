@@ -340,7 +340,7 @@ def _check(
         try:
             # Of a pattern with layers the first is looked at.
             lowered = lower(named, Loaded(named, given).values, counter, layer=0)
-            wrong += warn(lowered, named)
+            wrong += (*lowered.warnings, *warn(lowered, named))
         except CompileError as error:
             wrong += (d for d in error.diagnostics if d.code != UNKNOWN_SIZE)
         work += counter.work + WARN_WORK
