@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnc.codegen.data import emit_gathered, is_gathered
 from attnc.codegen.predicate import HOST_HELPERS, TILE_RANGES, TOKEN_RANGES, HostDialect
 from attnc.codegen.simplify import from_first
 from attnc.codegen.writer import Writer
@@ -25,7 +26,10 @@ def emit_cpu(plan: CpuPlan) -> str:
     """Print ``_cpu_forward(q, k, v, scale) -> (out, lse)`` and all it needs, as top-level source.
 
     The text opens with its imports and holds ``predicate.HOST_HELPERS``, once for a whole module.
+    A plan that is completed at the call is printed by ``data.py``.
     """
+    if is_gathered(plan):
+        return emit_gathered(plan)
     imports, executor = pasted()
     out = Writer()
     out.line(imports)
@@ -61,13 +65,14 @@ def emit_cpu(plan: CpuPlan) -> str:
     _emit_tuple(out, "_CPU_STRIPS", strips)
     _emit_tuple(out, "_CPU_FULL", full)
     tiling = plan.tiling
+    kv_heads = ", kv_heads=True" if plan.block_mask.pattern.kv_heads else ""
     out.line(
         f"_CPU_TILES = _CpuTiles(q={tiling.q}, k={tiling.k}, heads={heads}, "
-        "strips=_CPU_STRIPS, full=_CPU_FULL)"
+        f"strips=_CPU_STRIPS, full=_CPU_FULL{kv_heads})"
     )
     out.line()
     out.line()
-    with out.block("def _cpu_forward(q, k, v, scale):"):
+    with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
         out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
         out.line("return _cpu_attention(_CPU_TILES, q, k, v, scale)")
     return out.text()

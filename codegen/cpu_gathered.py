@@ -38,6 +38,7 @@ class _Gathered(NamedTuple):
     kv_heads: bool  # whether a head of the pattern is a head of k
     score: Callable[..., Any] | None = None  # dot, q, k, h, b, nq, nk, data -> number; None: dot
     additive: bool = True  # whether the score is the dot plus a number
+    sink: Callable[..., Any] | None = None  # data, q, k -> logit beside the keys [B or 1, Hq]
 
 
 class _Stretch(NamedTuple):
@@ -75,9 +76,12 @@ def _gathered_attention(
     """Run a plan. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``; no length is 0."""
     nq, nk = q.shape[2], k.shape[2]
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    own = max((x.shape[0] for x in data.values() if isinstance(x, torch.Tensor)), default=1)
+    tensors = {n: x for n, x in data.items() if isinstance(x, torch.Tensor)}
+    own = max((len(x) for x in tensors.values()), default=1)
+    data = data | {n: x.to(exact) for n, x in tensors.items() if x.is_floating_point()}
     with torch.device("cpu"):  # whatever the default device is
         table = _tile_table(plan.rules, nq, nk, own, data, q.device)
+        logit = None if plan.sink is None else plan.sink(q, k, data).to(exact)
         q, k, v = _tiled(q, plan.rules.q), _tiled(k, plan.rules.k), _tiled(v, plan.rules.k)
         out = torch.zeros(*q.shape[:4], v.shape[4], dtype=exact)
         lse = torch.full(q.shape[:4], -math.inf, dtype=exact)
@@ -92,6 +96,10 @@ def _gathered_attention(
                 rows = (slice(None),) * 3 + (part.rows,)
                 out[on_q].unflatten(1, sizes[1:])[rows] = whole.unflatten(0, sizes[:2])
                 lse[on_q].unflatten(1, sizes[1:])[rows] = total.unflatten(0, sizes[:2])
+        if logit is not None:
+            total = torch.logaddexp(lse, logit[..., None, None])
+            out *= (lse - total.masked_fill(total == -math.inf, 0)).exp_()[..., None]
+            lse = total
     out = out.flatten(2, 3)[:, :, :nq].to(k.dtype)
     return out.contiguous(), lse.flatten(2, 3)[:, :, :nq].contiguous()
 
@@ -268,7 +276,8 @@ def _bias(
     bias = torch.zeros(len(part.rows), tile_q, part.tiles.shape[1], tile_k, dtype=exact)
     if plan.score is not None:
         at_q, at_k = _positions(plan, part)
-        bias += plan.score(0.0, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
+        dot = torch.zeros((), dtype=exact)
+        bias += plan.score(dot, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
     _masked(plan, part, place, bias)
     bias = bias.flatten(2)
     dead = bias.amax(2) == -math.inf

@@ -45,6 +45,7 @@ class _CpuTiles(NamedTuple):
     heads: int | None  # heads with masks of their own; None: one mask for all
     strips: tuple[_Strip, ...]
     full: tuple[_Strip, ...] = ()
+    kv_heads: bool = False  # whether these are heads of k, each with a group of heads of q
 
 
 class _Keys(NamedTuple):

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from attnc.codegen.predicate import TILE_RANGES, HostDialect
+from attnc.codegen.score import emit_score, is_additive
 from attnc.codegen.simplify import from_first
 from attnc.codegen.tile_test import TileTest, host_dialect
 from attnc.codegen.writer import Writer
@@ -20,12 +21,13 @@ from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment
 
-_CUT = re.compile(r"^# --- cut: [\w ]+ ---\n", flags=re.MULTILINE)
+CUT = re.compile(r"^# --- cut: [\w ]+ ---\n", flags=re.MULTILINE)
 
 
 def is_gathered(plan: CpuPlan) -> bool:
     """Whether the gathered executor runs, not the strips."""
-    return plan.data is not None or plan.block_mask.pattern.score is not None
+    pattern = plan.block_mask.pattern
+    return plan.data is not None or pattern.score is not None or pattern.sink is not None
 
 
 def needs_table(plan: Plan) -> bool:
@@ -62,7 +64,7 @@ def emit_tiles(plan: CpuPlan) -> str:
 
 
 def emit_gathered(plan: CpuPlan) -> str:
-    """Print ``_cpu_forward(q, k, v, scale, data) -> (out, lse)`` of a gathered plan.
+    """Print ``_cpu_forward(q, k, v, scale, *extra) -> (out, lse)`` of a gathered plan.
 
     The source expects that of ``emit_tiles``.
     """
@@ -81,20 +83,26 @@ def emit_gathered(plan: CpuPlan) -> str:
     settings = ["rules=_CPU_RULES", "keep=_keep", f"by_head={_by_head(plan)}"]
     settings.append(f"kv_heads={pattern.kv_heads}")
     if pattern.score is not None:
-        from attnc.codegen.score import emit_score, is_additive
-
         out.line(emit_score(pattern.score, host_dialect(_kinds(pattern), pattern.heads)))
         out.line()
         settings.append("score=_score")
         if not is_additive(pattern.score):
             settings.append("additive=False")
+    if pattern.sink is not None:
+        settings.append("sink=_sink")
     out.line(f"_CPU_PLAN = _Gathered({', '.join(settings)})")
     out.line()
     out.line()
-    with out.block("def _cpu_forward(q, k, v, scale, data):"):
+    with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
         out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
+        out.line(f"data = {data_text(pattern)}")
         out.line("return _gathered_attention(_CPU_PLAN, q, k, v, scale, data)")
     return out.text()
+
+
+def data_text(pattern: Pattern) -> str:
+    """Return the text of what masks and scores read in a call."""
+    return "_data(q, k, *extra)" if pattern.inputs or pattern.extents else "{}"
 
 
 def emit_candidates(
@@ -151,7 +159,7 @@ def pasted(*names: str) -> tuple[str, str]:
     imports, bodies = [], []
     for name in names:
         text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        head, body = _CUT.split(text)
+        head, body = CUT.split(text)
         imports += [
             ast.unparse(node)
             for node in ast.parse(head).body

@@ -1,17 +1,17 @@
 """forward plan -> the torch side of a kernel launch.
 
-The emitted ``_gpu_forward`` computes the grid and the strides and launches; it never waits for the
-device. What a kernel reads besides Q, K and V (row order, tile table) is built by torch on the
-device once per lengths and kept.
+The emitted ``_gpu_forward`` computes the grid and the strides and launches. What a kernel reads
+besides Q, K, V and inputs (row order, tile table) is built by torch on the device: once per lengths
+and kept, or at each call where the tiles depend on its inputs. Nothing waits for the device, but
+for the size of such a table where it has too many candidates (``tables.py``).
 """
 
 from __future__ import annotations
 
-from attnc.codegen.predicate import TILE_RANGES, HostDialect
-from attnc.codegen.simplify import from_first
-from attnc.codegen.triton_forward import KERNEL, STRIDES, parameters
+from attnc.codegen.data import data_text, emit_candidates, emit_rules
+from attnc.codegen.kernel_inputs import InputArgument, input_arguments
+from attnc.codegen.triton_forward import KERNEL, STRIDES, heads_in_order, parameters
 from attnc.codegen.writer import Writer
-from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.plan import MAX_LENGTH, ForwardPlan
 
 ALIGN_BYTES = 16
@@ -24,10 +24,11 @@ KEPT_SCHEDULES = 32
 
 
 def emit_host(plan: ForwardPlan) -> str:
-    """Print ``_gpu_forward(q, k, v, scale, out, lse)`` and what it needs, as top-level source.
+    """Print ``_gpu_forward(q, k, v, scale, out, lse, *extra)`` and what it needs.
 
-    The source expects ``torch`` imported, the kernel of the same plan and, for a plan that sorts
-    rows or builds a table, ``predicate.HOST_HELPERS``. ``out`` and ``lse`` are contiguous.
+    The top-level source expects ``torch`` imported, the kernel of the same plan and, for a plan
+    that sorts rows or builds a table, ``predicate.HOST_HELPERS``; of form "data" that of
+    ``data.emit_tiles``. ``out`` and ``lse`` are contiguous.
     """
     out = Writer()
     out.line("import math")
@@ -39,38 +40,21 @@ def emit_host(plan: ForwardPlan) -> str:
     out.line("import torch")
     out.line()
     out.line()
+    heads = plan.block_mask.pattern.heads
+    if needs_schedule(plan) or plan.form == "data":
+        emit_candidates(out, "_gpu_segments", plan.segments, heads)
     if needs_schedule(plan):
-        _emit_segments(out, plan)
         _emit_schedule(out, plan)
+    if plan.form == "data":
+        refine = plan.data is not None and plan.data.refine
+        emit_rules(out, "_GPU_RULES", plan, refine=refine)
     _emit_launch(out, plan)
     return out.text()
 
 
 def needs_schedule(plan: ForwardPlan) -> bool:
     """Whether the kernel reads tensors that depend on the lengths (row order, tile table)."""
-    return plan.form == "table" or plan.row_order == "sorted"
-
-
-def _emit_segments(out: Writer, plan: ForwardPlan) -> None:
-    heads = plan.block_mask.pattern.heads
-    ranges = {**TILE_RANGES, "h": (0, heads - 1 if heads else 0)}
-    dialect = HostDialect({n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}, ranges)
-    with out.block("def _gpu_segments(qb, h, nq, nk, NQ, NK):"):
-        out.line('"""Yield (first key tile, tiles, period, run, mask class) of each segment."""')
-        for segment in plan.segments:
-            tiles = segment.tiles
-            base = dialect.integer(tiles.base)
-            count = from_first(tiles.count, tiles.base, "first", dialect.ranges)
-            if "first" in ex.free_vars(count):
-                dialect.name("first", tiles.base)
-                out.line(f"first = {base}")
-                base = "first"
-            shown = dialect.integer(ex.maximum(count, ex.ZERO))
-            out.line(f"yield {base}, {shown}, {tiles.period}, {tiles.run}, {segment.mask}")
-        if not plan.segments:
-            out.line("yield from ()")
-    out.line()
-    out.line()
+    return plan.form == "table" or (plan.form == "ranges" and plan.row_order == "sorted")
 
 
 def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
@@ -164,9 +148,9 @@ _BUILD_TABLE = (
 
 
 def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
-    per_head_order = plan.row_order == "sorted" and plan.block_mask.pattern.heads
-    with out.block("def _gpu_forward(q, k, v, scale, out, lse):"):
-        out.line('"""Launch the kernel: fill out [B, Hq, Q, Dv] and lse [B, Hq, Q], no wait."""')
+    waits = "" if plan.form == "data" else ", no wait"
+    with out.block("def _gpu_forward(q, k, v, scale, out, lse, *extra):"):
+        out.line(f'"""Launch the kernel: fill out [B, Hq, Q, Dv] and lse [B, Hq, Q]{waits}."""')
         out.line("batch, heads, nq, _ = q.shape")
         out.line("group, nk = heads // k.shape[1], k.shape[2]")
         with out.block("if lse.numel() == 0:"):
@@ -198,7 +182,7 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
         out.comment(f"All strides are multiples of `align` elements, {ALIGN_BYTES} bytes at best.")
         out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
         out.line(f"wide = max(strides[5], strides[8]) * {plan.tiling.k} + 256 >= 2**31")
-        if per_head_order:
+        if heads_in_order(plan):
             out.line("section = 1  # rows of all heads are sorted together")
         else:
             out.line(
@@ -207,17 +191,13 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
             out.line(
                 f"section = min(max({SECTION_BYTES} // head_bytes, 1) * group, batch * heads)"
             )
-        names = [n for n, _ in parameters(plan)]
-        schedule = [n for n in names if n in ("Order", "RowStart", "Entries")]
-        if schedule:
-            out.line("schedule = _gpu_schedule(nq, nk, q.device)")
-        arguments = ["q", "k", "v", "out", "lse"]
-        if schedule:
-            arguments.append("*schedule")
-        arguments += [
+        pointers, numbers = _emit_call_data(out, plan)
+        arguments = [
+            "q", "k", "v", "out", "lse", *pointers,
             "max(scale * 1.4426950408889634, 1e-37)",
             "*(s // align for s in strides)",
             *("nq", "nk", "heads", "group", "batch", "section"),
+            *numbers,
             "ALIGN=align",
             "WIDE=wide",
             f"num_warps={plan.warps}",
@@ -226,3 +206,61 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
         assert len(STRIDES) == 9  # three of each of q, k, v, as the launch passes them
         with out.block("with torch.cuda.device_of(q):"):
             out.call(f"{KERNEL}[(programs,)](", arguments)
+
+
+def _emit_call_data(out: Writer, plan: ForwardPlan) -> tuple[list[str], list[str]]:
+    """Print how the launch gets its schedule or table and its inputs.
+
+    Returns: the texts of these pointers, and those of the numbers behind ``section``.
+    """
+    given = input_arguments(plan)
+    pointers: list[str] = []
+    numbers: list[str] = []
+    if needs_schedule(plan):
+        out.line("schedule = _gpu_schedule(nq, nk, q.device)")
+        pointers.append("*schedule")
+    if given or plan.form == "data":
+        out.line(f"data = {data_text(plan.block_mask.pattern)}")
+    if plan.form == "data":
+        out.line("own = max([len(x) for x in data.values() if isinstance(x, torch.Tensor)] + [1])")
+        out.line("table = _tile_table(_GPU_RULES, nq, nk, own, data, q.device)")
+        out.line(f"rows = -(-nq // {plan.tiling.q})  # of one head")
+        if plan.row_order == "sorted":
+            out.comment("The row with the most tiles of all heads first.")
+            out.line("in_row = table.starts.diff().view(-1, rows).sum(0)")
+            out.line("order = in_row.sort(descending=True, stable=True).indices")
+            pointers.append("order.to(torch.int32)")
+        pointers += ["table.starts", "table.entries"]
+        numbers += [
+            "table.heads * rows if table.batch > 1 else 0", "rows if table.heads > 1 else 0",
+        ]
+    for one in given:
+        (pointers if one.kind.startswith("*") else numbers).append(_passed(one))
+    names = [name for name, _ in parameters(plan)]
+    ends = names.index("scale_log2"), names.index("section") + 1
+    assert len(pointers) + (len(schedule_names(plan)) - 1 if needs_schedule(plan) else 0) + 5 == (
+        ends[0]
+    )
+    assert len(numbers) == len(names) - ends[1]
+    return pointers, numbers
+
+
+def schedule_names(plan: ForwardPlan) -> list[str]:
+    """Return the kernel's pointers to tensors that depend on the lengths."""
+    return [n for n, _ in parameters(plan) if n in ("Order", "RowStart", "Entries")]
+
+
+def _passed(one: InputArgument) -> str:
+    """Return the text of an argument for an input."""
+    tensor = f'data["{one.name}"]'
+    match one.source:
+        case "tensor" if one.kind == "*u8":
+            return f"{tensor}.view(torch.uint8)"
+        case "tensor" if one.kind == "*fp32":
+            return f"{tensor}.to(torch.float32)"
+        case "batch":
+            return f"{tensor}[0].numel() if len({tensor}) > 1 else 0"
+        case "side":
+            return f"{tensor}.shape[{one.place + 1}]"
+        case _:
+            return tensor

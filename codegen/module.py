@@ -10,17 +10,20 @@ import re
 import textwrap
 import unicodedata
 from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attnc import __version__
 from attnc.codegen.cpu import emit_cpu
+from attnc.codegen.data import emit_tiles, is_gathered, needs_table
 from attnc.codegen.host import emit_host
+from attnc.codegen.inputs import arguments_text, described, emit_inputs, signature
 from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import ForwardPlan, Plan
+from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan
 
 _RULE = 100
 _HASH_DIGITS = 12
@@ -60,7 +63,7 @@ def canonical(value: Any, *, all_fields: bool = False) -> list[str]:
         elif isinstance(item, tuple):
             tokens.append(f"tuple {len(item)}")
             stack.extend(reversed(item))
-        elif item is None or isinstance(item, bool | int | str):
+        elif item is None or isinstance(item, bool | int | str | float | Fraction):
             tokens.append(repr(item))
         else:
             raise AssertionError(f"a plan holds {type(item).__name__}")
@@ -100,10 +103,14 @@ def emit_module(plan: Plan) -> str:
     checks, registration = contract()
     launch = emit_host(plan.forward)
     executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
+    inputs = emit_inputs(plan.pattern)
+    tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
     sections = [
         ("Checks", checks),
+        ("Arguments of the pattern", inputs),
         ("GPU kernel", emit_kernel(plan.forward)),
-        ("Bounds of both executors", _used_helpers(launch + executor)),
+        ("Bounds of both executors", _used_helpers(inputs + tiles + launch + executor)),
+        ("Tiles of a call", tiles),
         ("GPU launch", launch),
         ("CPU executor", executor),
         ("Registration", registration),
@@ -172,7 +179,10 @@ def _rule(title: str) -> str:
 
 def _header(plan: Plan, digest: str) -> str:
     pattern, forward = plan.pattern, plan.forward
-    heads = "one mask for all heads" if pattern.heads is None else f"{pattern.heads}, a mask each"
+    kind = "key/value heads, " if pattern.kv_heads else ""
+    heads = "one mask for all heads"
+    if pattern.heads is not None:
+        heads = f"{pattern.heads} {kind}a mask each" if kind else f"{pattern.heads}, a mask each"
     rows = [
         ("attnc", __version__),
         ("pattern", pattern.name),
@@ -180,7 +190,7 @@ def _header(plan: Plan, digest: str) -> str:
         ("heads", heads),
         ("head dim", f"{forward.head_dim} (q, k), {forward.value_dim} (v)"),
         ("GPU", _gpu_line(forward)),
-        ("CPU", f"tile {plan.cpu.tiling}, {_count(len(plan.cpu.strips), 'strip')}"),
+        ("CPU", _cpu_line(plan.cpu)),
         ("plan", digest),
     ]
     width = max(len(label) for label, _ in rows) + 2
@@ -205,6 +215,12 @@ compile again. It needs torch, and triton on a GPU, but not attnc. The generated
 you; the parts copied from attnc (checks, CPU executor, registration) are Apache-2.0.
 """
     return f'"""{_in_docstring(body)}"""\n'
+
+
+def _cpu_line(cpu: CpuPlan) -> str:
+    if is_gathered(cpu):
+        return f"tile {cpu.tiling}, tiles found at the call"
+    return f"tile {cpu.tiling}, {_count(len(cpu.strips), 'strip')}"
 
 
 def _gpu_line(forward: ForwardPlan) -> str:
@@ -237,7 +253,7 @@ def _constants(plan: Plan, name: str, digest: str) -> str:
 NAME = "{name}"
 PLAN = "{digest}"
 OP = "{ascii_name}_{digest[:_HASH_DIGITS]}"
-HEADS: int | None = {plan.pattern.heads}
+HEADS: int | None = {None if plan.pattern.kv_heads else plan.pattern.heads}
 HEAD_DIM = {plan.forward.head_dim}
 VALUE_DIM = {plan.forward.value_dim}
 GPU_DTYPES = {types}
@@ -245,32 +261,46 @@ GPU_DTYPES = {types}
 
 
 def _function(plan: Plan, function: str) -> str:
-    heads = "Hq" if plan.pattern.heads is None else str(plan.pattern.heads)
+    pattern = plan.pattern
+    own = pattern.heads is not None and not pattern.kv_heads
+    heads, kv_heads = (
+        str(pattern.heads) if own else "Hq", str(pattern.heads) if pattern.kv_heads else "Hkv"
+    )
     d, dv = plan.forward.head_dim, plan.forward.value_dim
+    parameters = "".join(f"    {text},\n" for text in signature(pattern))
+    lines = "".join(
+        f"{textwrap.fill(line, 96, initial_indent=' ' * 8, subsequent_indent=' ' * 12)}\n"
+        for line in described(pattern)
+    )
+    factor = f"1 / sqrt({d})" if pattern.scale is None else f"{pattern.scale}"
+    scale = "scale" if pattern.scale is None else (
+        f"{float(pattern.scale)!r} if scale is None else scale"
+    )
+    without = "lse -inf" if pattern.sink is None else "the sink as lse"
     return f'''
 def {function}(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    scale: float | None = None,
+{parameters}    scale: float | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attend from each query to the keys that the pattern keeps.
 
     Args:
         q: ``[B, {heads}, Q, {d}]``.
-        k: ``[B, Hkv, K, {d}]``; Hkv divides the heads of q.
-        v: ``[B, Hkv, K, {dv}]``.
-        scale: factor on ``q @ k``; 1 / sqrt({d}) when not given.
+        k: ``[B, {kv_heads}, K, {d}]``; {kv_heads} divides the heads of q.
+        v: ``[B, {kv_heads}, K, {dv}]``.
+{lines}        scale: factor on ``q @ k``; {factor} when not given.
         return_lse: also return the log-sum-exp of each query's scores.
     Returns: out ``[B, {heads}, Q, {dv}]`` in the dtype of q, or ``(out, lse)``, lse
         ``[B, {heads}, Q]`` float32 (float64 beside float64). A query without keys has out 0 and
-        lse -inf.
+        {without}.
     Raises: ValueError for a wrong shape, dtype, device, stride or scale; RuntimeError in a backward
         pass, which this version does not generate.
     """
-    out, lse = _call(q, k, v, scale)
+    out, lse = _call(q, k, v, {scale}{arguments_text(pattern)})
     return (out, lse) if return_lse else out
 
 

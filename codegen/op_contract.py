@@ -21,15 +21,28 @@ GPU_DTYPES = (torch.bfloat16, torch.float16)
 _NO_TRITON: ImportError | None = None
 
 
+_EXTRA = ""
+
+
+def _check_pattern(q: torch.Tensor, k: torch.Tensor, *extra: Any) -> None:
+    raise NotImplementedError("a written module defines this")
+
+
+def _lse_without_keys(
+    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, *extra: Any
+) -> torch.Tensor:
+    raise NotImplementedError("a written module defines this")
+
+
 def _gpu_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float,
-    out: torch.Tensor, lse: torch.Tensor,
+    out: torch.Tensor, lse: torch.Tensor, *extra: Any,
 ) -> None:
     raise NotImplementedError("a written module defines this")
 
 
 def _cpu_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     raise NotImplementedError("a written module defines this")
 
@@ -42,7 +55,7 @@ _MOST_TOKENS = 2**30  # positions are 32-bit in the kernels, addresses are not
 
 
 def _call(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, *extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refuse what the dispatcher would word badly, then call the registered op."""
     for argument, t in (("q", q), ("k", k), ("v", v)):
@@ -63,7 +76,7 @@ def _call(
             raise ValueError(
                 f"{NAME}: scale must be a number, got {type(scale).__name__}"
             ) from None
-    result: tuple[torch.Tensor, torch.Tensor] = _op(q, k, v, scale)
+    result: tuple[torch.Tensor, torch.Tensor] = _op(q, k, v, scale, *extra)
     return result
 
 
@@ -130,10 +143,14 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 
 
 def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the op. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``, both contiguous."""
+    """Run the op. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``, both contiguous.
+
+    ``extra`` is what the schema has behind scale: the inputs of the pattern, if it has any.
+    """
     _check(q, k, v)
+    _check_pattern(q, k, *extra)
     if not math.isfinite(scale):
         raise ValueError(f"{NAME}: scale must be finite, got {scale}")
     for argument, t in (("q", q), ("k", k)):
@@ -141,14 +158,14 @@ def _forward(
             raise ValueError(f"{NAME}: {argument} has {t.shape[2]} tokens, the most is 2**30")
     if 0 in (*q.shape[:3], k.shape[2]):
         out, lse = _empty(q)
-        return out.zero_(), lse.fill_(-math.inf)
+        return out.zero_(), _lse_without_keys(q, k, lse, *extra)
     if q.device.type == "cpu":
-        out, lse = _cpu_forward(q, k, v, scale)
+        out, lse = _cpu_forward(q, k, v, scale, *extra)
         return out.contiguous(), lse.contiguous()
     if _NO_TRITON is not None:
         raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
     out, lse = _empty(q)
-    _gpu_forward(q, k, v, scale, out, lse)
+    _gpu_forward(q, k, v, scale, out, lse, *extra)
     return out, lse
 
 
@@ -160,9 +177,10 @@ def _empty(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fake(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check(q, k, v)
+    _check_pattern(q, k, *extra)
     return _empty(q)
 
 
@@ -180,18 +198,23 @@ class _Autograd(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
+    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float, extra: Any, *inputs: Any) -> Any:
         ctx.save_for_backward(q, k, v)
+        ctx.inputs = len(inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return _op(q, k, v, scale)
+            return _op(q, k, v, scale, *extra)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Any, grad_lse: Any) -> Any:
-        return *_backward_op(grad_out, grad_lse, *ctx.saved_tensors), None
+        grads = _backward_op(grad_out, grad_lse, *ctx.saved_tensors)
+        return *grads, None, None, *[None] * ctx.inputs
 
 
-def _autograd(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Any:
-    tensors = (q, k, v)
+def _autograd(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
+) -> Any:
+    inputs = [t for part in extra for t in part if isinstance(t, torch.Tensor)]
+    tensors = (q, k, v, *inputs)
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
@@ -200,9 +223,9 @@ def _autograd(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(_NO_BACKWARD)
         apply: Any = _Autograd.apply
-        return apply(q, k, v, scale)
+        return apply(q, k, v, scale, extra, *inputs)
     with torch._C._AutoDispatchBelowAutograd():
-        return _op(q, k, v, scale)
+        return _op(q, k, v, scale, *extra)
 
 
 def _backward(*arguments: Any) -> Any:
@@ -219,20 +242,26 @@ def _autocast(device_type: str) -> Any:
         torch._C.DispatchKey.AutocastCUDA
     )
 
-    def rule(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Any:
+    def rule(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
+    ) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
         cast = [
             t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
             for t in (q, k, v)
         ]
         with torch._C._ExcludeDispatchKeyGuard(below):
-            return _op(*cast, scale)
+            return _op(*cast, scale, *extra)
 
     return rule
 
 
-def _vmap(info: Any, in_dims: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
-    """Fold the mapped dimension into the batch."""
+def _vmap(info: Any, in_dims: Any, q: Any, k: Any, v: Any, scale: float, *extra: Any) -> Any:
+    """Fold the mapped dimension into the batch; inputs of the pattern are shared by all of it."""
+    if any(dim is not None for dims in in_dims[4:] for dim in dims or ()):
+        raise ValueError(
+            f"{NAME}: vmap maps q, k and v only; give inputs a batch dimension and call the op once"
+        )
 
     def fold(t: torch.Tensor, dim: int | None) -> torch.Tensor:
         mapped = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
@@ -241,7 +270,7 @@ def _vmap(info: Any, in_dims: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
         return mapped.flatten(0, 1)
 
     folded = [fold(t, dim) for t, dim in zip((q, k, v), in_dims, strict=False)]
-    out, lse = _op(*folded, scale)
+    out, lse = _op(*folded, scale, *extra)
     sizes = (info.batch_size, out.shape[0] // info.batch_size)
     return (out.unflatten(0, sizes), lse.unflatten(0, sizes)), (0, 0)
 
@@ -255,7 +284,8 @@ def _register() -> tuple[Any, Any]:
         torch.library.__dict__.setdefault("_attnc_libraries", []).append(library)
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         library.define(
-            f"{OP}(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)", tags=tags
+            f"{OP}(Tensor q, Tensor k, Tensor v, float scale{_EXTRA}) -> (Tensor, Tensor)",
+            tags=tags,
         )
         library.define(
             f"{OP}_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v)"

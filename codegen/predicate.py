@@ -73,13 +73,13 @@ def _is_power_of_two(x):
     return (x > 0) & ((x & (x - 1)) == 0)
 
 
-def _quotient(x, by):
+def _divided(x, by):
     """`floor(x / by)`, 0 where by is below 1."""
     divisor = by * (by > 0) + (by < 1)
     return x // divisor * (by > 0)
 
 
-def _rest(x, by):
+def _remainder(x, by):
     """`x mod by`, never negative, 0 where by is below 1."""
     divisor = by * (by > 0) + (by < 1)
     return x % divisor * (by > 0)
@@ -306,7 +306,7 @@ class HostDialect(Printer):
                 text = f"{self._int(left, Level.PRODUCT, wide)} * "
                 return bracket(text + self._int(right, Level.UNARY, wide), Level.PRODUCT, level)
             case ex.Quot(part, by) | ex.Rem(part, by):
-                name = "_quotient" if isinstance(expr, ex.Quot) else "_rest"
+                name = "_divided" if isinstance(expr, ex.Quot) else "_remainder"
                 shown = [self._int(p, Level.COMPARE, wide) for p in (part, by)]
                 return f"{name}({', '.join(shown)})"
             case ex.Read(name, index):

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Op:
     """A compiled pattern, called like ``scaled_dot_product_attention``.
 
-    ``op(q, k, v, *, scale=None, return_lse=False)``: q ``[B, Hq, Q, D]``, k ``[B, Hkv, K, D]``, v
-    ``[B, Hkv, K, Dv]``; returns out ``[B, Hq, Q, Dv]``, or ``(out, lse)``.
+    ``op(q, k, v, *, inputs..., scale=None, return_lse=False)``: q ``[B, Hq, Q, D]``, k ``[B, Hkv,
+    K, D]``, v ``[B, Hkv, K, Dv]``; returns out ``[B, Hq, Q, Dv]``, or ``(out, lse)``. The inputs of
+    the pattern go by name, the extents of its spaces as ``extents={"y": 30, "x": 40}``.
 
     Attributes:
         name: the pattern's name.
@@ -51,8 +52,9 @@ class Op:
         *,
         scale: float | None = None,
         return_lse: bool = False,
+        **inputs: Any,
     ) -> Any:
-        return self._function(q, k, v, scale=scale, return_lse=return_lse)
+        return self._function(q, k, v, scale=scale, return_lse=return_lse, **inputs)
 
     @cached_property
     def plan(self) -> Plan:
@@ -80,8 +82,8 @@ def _compiler_fingerprint() -> str:
 def cache_key(pattern: Pattern, chosen: Options) -> str:
     """Return the digest of all that a written module depends on, its source text included."""
     digest = hashlib.sha256(f"attnc {__version__} {_compiler_fingerprint()}\n".encode())
-    words = emitted.canonical((pattern.name, pattern.heads, pattern.body, pattern.params))
-    for token in (*words, repr(pattern.source_text), *emitted.canonical(chosen)):
+    source = repr(pattern.source_text)
+    for token in (*emitted.canonical(pattern), source, *emitted.canonical(chosen)):
         digest.update(token.encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -1,12 +1,18 @@
-"""q, k, v, dense mask -> float64 attention, and how far a kernel may be from it."""
+"""q, k, v, a mask or all terms of a pattern -> float64 attention, and how far a kernel may be."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.pattern import Pattern
 
 _ULP = {
     torch.float64: 2.0**-52,
@@ -17,36 +23,111 @@ _ULP = {
 _ULPS_ALLOWED = {torch.float64: 8, torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What attention is made of besides q, k and v.
+
+    Shape: mask bool, broadcast to ``[B, Hq, Q, K]``; ``score`` maps scaled products ``[B, Hq, Q,
+    K]`` in float64 to what the softmax runs over (None: the products); ``sink`` float64, broadcast
+    to ``[B, Hq]``, is a logit beside the keys.
+    """
+
+    mask: Tensor
+    score: Callable[[Tensor], Tensor] | None = None
+    sink: Tensor | None = None
+
+
+def terms(
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    inputs: Mapping[str, Any] | None = None,
+    extents: Mapping[str, int] | None = None,
+) -> Terms:
+    """Evaluate a pattern at the lengths of q and k, by its definition.
+
+    Args: ``inputs`` are tensors, with or without a batch dimension, and numbers, by name.
+    """
+    nq, nk = q.shape[2], k.shape[2]
+    ranks = {one.name: len(one.dims) for one in pattern.inputs}
+    arrays = {n: x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+              for n, x in (inputs or {}).items()}  # fmt: skip
+    batched = {n for n, x in arrays.items() if np.ndim(x) > ranks[n]}
+    items = max((len(arrays[n]) for n in batched), default=1)
+    given = [
+        {n: x[i if len(x) > 1 else 0] if n in batched else x for n, x in arrays.items()}
+        for i in range(items)
+    ]
+    group = q.shape[1] // k.shape[1] if pattern.kv_heads else 1
+    masks = [torch.from_numpy(pattern.mask(nq, nk, one, extents)) for one in given]
+
+    def score(dot: Tensor) -> Tensor:
+        rows = dot.detach().cpu().numpy()
+        folded = rows.reshape(len(rows), -1, group, nq, nk).swapaxes(1, 2)  # heads of the mask last
+        found = [
+            pattern.scores(nq, nk, given[i if items > 1 else 0], extents, dot=one)
+            for i, one in enumerate(folded)
+        ]
+        shaped = np.stack(found).swapaxes(1, 2).reshape(rows.shape)
+        return torch.from_numpy(shaped).to(dot.device)
+
+    return Terms(
+        mask=torch.stack(masks).repeat_interleave(group, 1),
+        score=None if pattern.score is None else score,
+        sink=None if pattern.sink is None else torch.stack([
+            _sink(pattern, pattern.sink, nq, nk, one, extents) for one in given
+        ]).repeat_interleave(group, 1),
+    )  # fmt: skip
+
+
+def _sink(
+    pattern: Pattern, sink: sc.RealExpr, nq: int, nk: int, inputs: Mapping[str, Any],
+    extents: Mapping[str, int] | None,
+) -> Tensor:
+    """Evaluate the logit beside the keys. Shape: ``[heads or 1]``."""
+    heads = pattern.heads or 1
+    scope = {"h": np.arange(heads), "nq": nq, "nk": nk}
+    found = sc.evaluate(sink, scope, pattern.given(nq, nk, inputs, extents))
+    return torch.from_numpy(np.broadcast_to(np.asarray(found, np.float64), (heads,)).copy())
+
+
 def reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Terms, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute masked attention densely in float64.
 
     Shape: q ``[B, Hq, Q, D]``, k ``[B, Hkv, K, D]``, v ``[B, Hkv, K, Dv]``; mask bool, broadcast to
-    ``[B, Hq, Q, K]``.
+    ``[B, Hq, Q, K]``, or ``Terms``.
     Returns: out ``[B, Hq, Q, Dv]`` and lse ``[B, Hq, Q]`` (natural logarithm), both float64; a row
-    that keeps no key has out 0 and lse -inf.
+    that keeps no key has out 0 and lse -inf, or the sink.
     """
     return _dense(q.double(), k.double(), v.double(), mask, scale)
 
 
 def same_precision(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Terms, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the same with torch matmuls in the dtype of the inputs: the error to hold against."""
     return _dense(q, k, v, mask, scale)
 
 
 def _dense(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Terms, scale: float | None
 ) -> tuple[Tensor, Tensor]:
+    given = mask if isinstance(mask, Terms) else Terms(mask)
     group = q.shape[1] // max(k.shape[1], 1)
     k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = torch.matmul(q, k.transpose(-1, -2)) * factor  # [B, Hq, Q, K]
-    keep = mask.to(scores.device).broadcast_to(scores.shape)
+    if given.score is not None:
+        scores = given.score(scores.double()).to(scores.dtype)
+    keep = given.mask.to(scores.device).broadcast_to(scores.shape)
     scores = scores.masked_fill(~keep, -math.inf)
-    empty = ~keep.any(dim=-1, keepdim=True)
+    if given.sink is not None:  # one more key, whose value is 0
+        logit = given.sink.to(scores)[..., None, None].broadcast_to((*scores.shape[:3], 1))
+        scores = torch.cat([scores, logit], -1)
+        v = torch.nn.functional.pad(v, (0, 0, 0, 1))
+    empty = torch.isneginf(scores).all(dim=-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
     lse = torch.logsumexp(scores, dim=-1) if scores.shape[-1] else scores.sum(-1) - math.inf
     return torch.matmul(weights, v), lse
@@ -66,7 +147,7 @@ def out_allowance(dtype: torch.dtype, dense_error: float, largest_out: float) ->
 
 
 def error_bound(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Terms, scale: float | None = None
 ) -> ErrorBound:
     """Return twice the error of a dense same-dtype computation, plus some ulp at the maximum.
 
@@ -90,7 +171,7 @@ def assert_within(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor,
+    mask: Tensor | Terms,
     scale: float | None = None,
 ) -> None:
     """Check a result against float64 by the error rule; rows without keys are checked exactly.
