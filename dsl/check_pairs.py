@@ -164,7 +164,8 @@ class PairChecker(InputChecker):
             shape = f"`{{ q -> k : ... }}`, or define `pattern {name} = ...`"
             self.error(
                 "ATT0202", f"there is no pattern `{name}`", span,
-                help=self.suggest(name, self.module.names()) or f"write a set, {shape}",
+                help="say which blocks stay: `blocks(SET, 64, any)`" if name == "blocks"
+                else self.suggest(name, self.module.names()) or f"write a set, {shape}",
             )  # fmt: skip
         for argument in reference.args:
             self.quietly(argument.value, scope)

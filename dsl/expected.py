@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.lalr import load_table
 from attnc.dsl.scanner import RESERVED, Token
 from attnc.dsl.suggest import closest
 from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS, LATER_WORDS
@@ -34,6 +35,10 @@ _WORDS = {
     "AMPERSAND": "`&`", "MINUS": "`-`", "PLUS": "`+`", "STAR": "`*`", "SLASH": "`/`",
     "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`", "POWER": "`**`",
     "CONCAT": "`++`", "DOT": "`.`", "$END": "the end of this item",
+}  # fmt: skip
+_TYPES = {
+    "float": "real", "double": "real", "number": "real", "integer": "int", "long": "int",
+    "boolean": "bool", "fraction": "rational",
 }  # fmt: skip
 _NO_NAMES = "the items of a list have no names"
 
@@ -66,8 +71,14 @@ def unknown_item(token: Token) -> Diagnostic:
         code="ATT0111", span=token.span,
         message=f"expected an item, found `{_short(token.text)}`",
         notes=(f"an item starts with one of {items}",),
-        help=f"did you mean `{near}`?" if near else "a file is a list of items",
+        help=_not_an_item(token.text, near),
     )  # fmt: skip
+
+
+def _not_an_item(text: str, near: str | None) -> str:
+    if text in CLAUSE_WORDS:
+        return f"`{text}` is a clause: it stands between the name of a pattern and its `=`"
+    return f"did you mean `{near}`?" if near else "a file is a list of items"
 
 
 def _list(accepted: frozenset[str]) -> str:
@@ -116,7 +127,7 @@ def _bracket(chunk: Sequence[Token], at: int) -> Diagnostic | None:
 def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[str, str, str]:
     """Return code, message and help for a known slip, or empty code and maybe a help."""
     token, text = chunk[at], chunk[at].text
-    in_expression = "SLASH" in accepted
+    in_expression = "SLASH" in accepted or "AND" in accepted
     in_set = "VBAR" in accepted and not in_expression
     if in_expression and text in ("|", "&", "~"):
         word = {"|": "or", "&": "and", "~": "not"}[text]
@@ -132,16 +143,28 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
         return "ATT0113", f"`{text}` joins conditions, not sets", f"write `{sign}`"
     if "TILDE" in accepted and text == "not":
         return "ATT0113", "`not` negates a condition, not a set", "write `~`"
+    if text == "," and "SEP" in accepted:
+        softmax = any(t.text == "softmax" for t in chunk[:at])
+        fix = "`over: SET`, `sink: NUMBER` or `scale: NUMBER`" if softmax else "`name: type`"
+        return "ATT0101", "no name and `:` follow this `,`", f"write {fix}"
     if "CONCAT" in accepted and text in ("+", "|", ","):
         return "ATT0113", f"`{text}` does not join spaces", "write `++`"
     if text == "++" and (in_set or in_expression):
         kind, sign = ("sets", "|") if in_set else ("numbers", "+")
         return "ATT0113", f"`++` joins spaces, not {kind}", f"write `{sign}`"
+    if "ON" in accepted and text == "in":
+        return "", "", "a pattern is `on` a space: `pattern p on image`"
+    if in_set and text in CLAUSE_WORDS:
+        return "ATT0101", f"`{text}` stands behind the `=`", "write clauses before the `=`"
     if "ON" in accepted and text in CLAUSE_WORDS:
         fix = "write it in the pattern that this one uses"
         return "ATT0101", f"`{text}` is a clause of patterns alone", fix
     if text == "{" and chunk[at - 1].text == "in":
         return "", "", "give the set a name, in a pattern of its own, and write that name here"
+    if "INT" in accepted and text in _TYPES:
+        return "", "", f"write `{_TYPES[text]}`"
+    if accepted == {"LBRACE"}:
+        return "", "", "write a number for each pair: `{ q -> k : ... }`"
     if accepted == {"COLON"} and text in (")", ",", "="):
         return "", "", f"say what type it has: `{_short(chunk[at - 1].text)}: int`"
     if in_set and text in ("+", "*"):
@@ -157,7 +180,7 @@ def _habit(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> tuple[s
         return "", "", "put the negated condition in parentheses: `(not a)`"
     if text == "in" and at == len(chunk) - 1:
         return "", "", ""
-    if token.kind == "word" and text not in RESERVED:
+    if token.kind == "word" and text not in load_table().words:
         keywords = [name.lower() for name in accepted if name not in _WORDS and name != "$END"]
         near = closest(text, (k for k in keywords if k not in ("compare", "number", "sep")))
         if near is not None:

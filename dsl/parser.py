@@ -17,6 +17,7 @@ from attnc.dsl.words import (
     COMPARISONS,
     ITEM_WORDS,
     LATER_WORDS,
+    binds,
     is_name,
     meant,
     roundings,
@@ -138,7 +139,7 @@ def _starts_item(tokens: Sequence[Token], i: int, head_open: bool, depth: int) -
             return True
     if not is_name(after) or after.first or (token.text, after.text) in _PAIRS:
         return False
-    if token.text in ("sum", "count", "for") and meant(tokens, i):
+    if binds(tokens, i):
         return False
     return token.text in ITEM_WORDS or margin
 

@@ -32,7 +32,9 @@ def meant(tokens: Sequence[Token], at: int) -> bool:
     text, after = tokens[at].text, tokens[at + 1]
     match text:
         case "sum" | "count" | "for" | "union":
-            return binds(tokens, at)
+            last = at + 2 >= len(tokens)
+            named = is_name(after) and after.text not in CLAUSE_WORDS and not last
+            return named or binds(tokens, at)
         case "grid":
             return after.text == "("
         case "input":
@@ -62,7 +64,7 @@ def starts_rule(tokens: Sequence[Token], at: int) -> bool:
 def roundings(tokens: Sequence[Token]) -> frozenset[int]:
     """Return the places of the ``blocks`` that round a set; the others name a pattern.
 
-    Such a ``blocks(...)`` starts as only a set does, or has a rule as its third argument or later.
+    Such a ``blocks(...)`` starts as only a set does, or has a rule as its last argument.
     """
     found: set[int] = set()
     opened: list[tuple[int, int, int]] = []  # where a bracket is, its commas, its last argument
@@ -76,6 +78,6 @@ def roundings(tokens: Sequence[Token]) -> frozenset[int]:
             opened[-1] = bracket, commas + 1, at + 1
         elif token.text in _CLOSING and opened:
             bracket, commas, last = opened.pop()
-            if commas > 1 and tokens[bracket - 1].text == "blocks" and starts_rule(tokens, last):
+            if commas and tokens[bracket - 1].text == "blocks" and starts_rule(tokens, last):
                 found.add(bracket - 1)
     return frozenset(found)

@@ -144,8 +144,8 @@ def _call(name: str, given: list[tuple[str | None, ast.Expr]]) -> ast.Call:
 
 
 def _reference(name: str, given: list[tuple[str | None, ast.Expr]]) -> ast.Reference:
-    if name == "blocks" and len(given) > 2:
-        given = given[:2]  # three arguments, the last of which is a rule, are a rounded set
+    if name == "blocks":
+        given = given[:1]  # several arguments, the last of which is a rule, are a rounded set
     args = tuple(ast.Argument(name=given_name, value=value) for given_name, value in given)
     return ast.Reference(name=name, args=args)
 

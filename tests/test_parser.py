@@ -181,13 +181,13 @@ def test_every_part_of_an_attention():
     assert (a.sink, a.scale) == (parse_expression("s[h]"), parse_expression("1 / 8"))
 
 
-def test_three_arguments_and_a_rule_make_rounded_blocks():
+def test_a_rule_makes_rounded_blocks():
     rounded = body("blocks(a, 64, 32, density >= 1 / 2)")
     assert (rounded.block_q, rounded.block_k) == (parse_expression("64"), parse_expression("32"))
     assert (rounded.rule, rounded.op) == ("density", ">=")
     assert body("blocks(a, 4, any)").threshold is None
     assert isinstance(body("blocks(~a, 4, all)").part, ast.SetComplement)
-    for text in ("blocks", "blocks()", "blocks(4)", "blocks(4, any)", "blocks(a, b, c)"):
+    for text in ("blocks", "blocks()", "blocks(4)", "blocks(a, b, c)"):
         assert isinstance(body(text), ast.Reference)
 
 
