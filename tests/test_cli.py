@@ -412,3 +412,20 @@ def test_a_mask_that_cannot_be_written_is_named(capsys, tmp_path):
     output = str(tmp_path / "missing" / "mask.npy")
     assert invoke(["mask", "causal", "--shape", "n=4", "-o", output]) == 1
     assert f"`{output}`" in capsys.readouterr().err
+
+
+def test_emit_counts_at_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inputs say the length; without them the text says how tiles will be tested."""
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.repeat(np.arange(4), 64))
+    args = ["emit", "document", "--tile", "64x64", "-I", f"doc_ids={ids}", "--json"]
+    assert invoke(args) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["full"], record["partial"], record["empty"]) == (0, 4, 12)
+    assert record["pairs_kept"] == 4 * 64 * 65 // 2
+    assert invoke(["emit", "document", "--explain"]) == 0
+    shown = capsys.readouterr()
+    assert "#   query_0 = doc_ids[q]" in shown.out
+    assert "note: tiles are told apart at the call: `doc_ids[q]` reads `doc_ids`" in shown.err
+    assert invoke(["emit", "document", "--shape", "n=64"]) == 1
+    assert "input `doc_ids` of `document` is missing" in capsys.readouterr().err

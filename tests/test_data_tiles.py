@@ -271,7 +271,7 @@ def test_plans_say_why_they_wait_for_data(
         assert [segment.mask for segment in part.segments] == [1]
     assert plan.cpu.strips == ()
     assert any(words in note for note in plan.notes), plan.notes
-    assert f"tested by {ex.show(predicate)}" in show(plan)
+    assert f"open ones {'evaluated' if refined else 'masked'}" in show(plan)
 
 
 def test_score_terms_alone_wait_for_nothing() -> None:

@@ -8,17 +8,18 @@ import click
 
 from attnc.cli.options import (
     TARGET_NAMES,
+    OpenShape,
     Shape,
+    data_options,
     heads_option,
     json_option,
     pattern_options,
     plan_options,
-    shape_option,
 )
 
 if TYPE_CHECKING:
-    from attnc.compiler.ir.blockmask import BlockMask
-    from attnc.compiler.ir.plan import Plan
+    from attnc.compiler.ir.plan import DataTiles, Plan
+    from attnc.compiler.loaded import Loaded
 
 STAGES = ("ast", "pattern", "blocks", "plan", "triton", "ptx", "sass")
 
@@ -26,6 +27,7 @@ STAGES = ("ast", "pattern", "blocks", "plan", "triton", "ptx", "sass")
 @click.command(
     epilog="Examples: `attnc emit longformer --stage blocks --shape n=65536`, "
     "`attnc emit p.attn --stage triton > kernel.py`, "
+    "`attnc emit document -I doc_ids=ids.npy`, "
     "`attnc emit p.attn --stage sass --target sm_90 --head-dim 128`.",
 )
 @pattern_options
@@ -35,7 +37,7 @@ STAGES = ("ast", "pattern", "blocks", "plan", "triton", "ptx", "sass")
               show_default=True, help="Machine to generate for.")
 @plan_options
 @heads_option
-@shape_option("With --stage blocks: also count tiles and pairs at these lengths.")
+@data_options
 @click.option("--explain", is_flag=True, help="Print on stderr why the plan is as it is.")
 @json_option
 def command(
@@ -49,7 +51,9 @@ def command(
     dtype: str,
     tile: object,
     heads: int | None,
-    shape: Shape | None,
+    inputs: dict[str, object],
+    shape: OpenShape | None,
+    layer: int | None,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -58,11 +62,15 @@ def command(
     ast: what was written; pattern: the set algebra, parameters bound; blocks: the tiles, full and
     partial, symbolic in the lengths; plan: the loops and their order; triton: the written module;
     ptx and sass: machine code by ahead-of-time compilation, which needs triton and no GPU.
+    With lengths (--shape) or inputs (-I), the blocks are counted as well.
     """
-    from attnc.cli.inputs import check_heads, load_pattern
+    from attnc.cli.inputs import check_heads, load_any
+    from attnc.cli.terminal import show_diagnostics
 
-    if shape is not None and stage != "blocks":
-        raise click.UsageError("--shape counts tiles, so it goes with --stage blocks only")
+    counted = shape is not None or bool(inputs)
+    if counted and stage != "blocks":
+        flag = "-I" if shape is None else "--shape"
+        raise click.UsageError(f"{flag} counts tiles, so it goes with --stage blocks only")
     if explain and stage in ("ast", "pattern"):
         raise click.UsageError(f"--explain tells of the plan, which --stage {stage} does not make")
     if target == "cpu" and stage in ("triton", "ptx", "sass"):
@@ -75,7 +83,10 @@ def command(
 
         text, record = file_tree(file), {}
     else:
-        pattern = load_pattern(file, pattern_name, defines)
+        loaded = load_any(file, pattern_name, {**defines, **inputs})
+        loaded = loaded if layer is None else loaded.at_layer(layer)
+        pattern = loaded.ir
+        show_diagnostics(pattern.warnings)
         check_heads(pattern, heads)
         if stage == "pattern":
             from attnc.compiler.ir.show import show
@@ -88,7 +99,8 @@ def command(
             if explain:
                 for note in plan.notes:
                     click.echo(f"note: {note}", err=True)
-            text, record = emit_plan(plan, stage, target, shape)
+            at = (loaded, shape or OpenShape()) if counted else None
+            text, record = emit_plan(plan, stage, target, at)
     if as_json:
         import json
 
@@ -98,19 +110,15 @@ def command(
 
 
 def emit_plan(
-    plan: Plan, stage: str, target: str, shape: Shape | None
+    plan: Plan, stage: str, target: str, at: tuple[Loaded, OpenShape] | None
 ) -> tuple[str, dict[str, object]]:
-    """Return the text of a stage from the block mask on, and its facts for JSON."""
+    """Return the text of a stage from the block mask on, and its facts for JSON.
+
+    ``at``: count the blocks at these lengths, with the inputs that were loaded.
+    """
     facts: dict[str, object] = {"pattern": plan.pattern.name, "target": target}
     if stage == "blocks":
-        from attnc.compiler.ir.show import show
-
-        block_mask = plan.cpu.block_mask if target == "cpu" else plan.forward.block_mask
-        facts["tile"] = str(block_mask.tiling)
-        if shape is None:
-            return show(block_mask), facts
-        counted = counts_record(block_mask, shape)
-        return f"{show(block_mask).rstrip()}\n\n{counts_text(counted, shape)}", facts | counted
+        return emit_blocks(plan, target, at, facts)
     if stage == "plan":
         from attnc.compiler.ir.show import show
 
@@ -125,13 +133,42 @@ def emit_plan(
     return (artifact.ptx if stage == "ptx" else artifact.sass), facts | artifact_facts(artifact)
 
 
-def counts_record(block_mask: BlockMask, shape: Shape) -> dict[str, int]:
-    """Count tiles and pairs at one shape."""
-    import dataclasses
+def emit_blocks(
+    plan: Plan, target: str, at: tuple[Loaded, OpenShape] | None, facts: dict[str, object]
+) -> tuple[str, dict[str, object]]:
+    """Return the text of the block mask, how its tiles are tested, and their counts."""
+    from attnc.compiler.ir.show import show
 
-    from attnc.compiler.counts import count
+    part = plan.cpu if target == "cpu" else plan.forward
+    facts["tile"] = str(part.tiling)
+    texts = [show(part.block_mask).rstrip()]
+    if part.data is not None:
+        texts.append(tests_text(part.data))
+    if at is not None:
+        import dataclasses
 
-    return dataclasses.asdict(count(block_mask, shape.nq, shape.nk))
+        from attnc.compiler.counts import count
+
+        loaded, shape = at
+        nq, nk, given = loaded.data(shape.nq, shape.nk, extents=dict(shape.extents))
+        counted = dataclasses.asdict(count(part.block_mask, nq, nk, part.data, given))
+        texts.append(counts_text(counted, Shape(nq, nk)))
+        facts |= counted
+    return "\n\n".join(texts), facts
+
+
+def tests_text(data: DataTiles) -> str:
+    """Say how partial tiles are told apart at the call."""
+    from attnc.compiler.ir import expr as ex
+    from attnc.compiler.passes.sides import KEY, QUERY, split
+
+    sides = split(data.predicate)
+    lines = ["# partial tiles are tested at the call, by the least and greatest value in a tile of"]
+    for start, terms in ((QUERY, sides.query), (KEY, sides.key)):
+        lines += [f"#   {start}{i} = {ex.show(term)}" for i, term in enumerate(terms)]
+    lines.append(f"# for {ex.show(sides.test)}")
+    left = "evaluated pair by pair" if data.refine else "masked"
+    return "\n".join([*lines, f"# what that leaves open is {left}"])
 
 
 def counts_text(counted: dict[str, int], shape: Shape) -> str:

@@ -138,8 +138,6 @@ def _segment(segment: Segment) -> str:
 def _data(data: DataTiles | None) -> list[str]:
     if data is None:
         return []
+    full = "" if data.core == ex.FALSE else f", full where {ex.show(data.core)}"
     left = "evaluated pair by pair" if data.refine else "masked"
-    return [
-        f"  tiles kept by {ex.show(data.core)} are full, others are tested by"
-        f" {ex.show(data.predicate)}, open ones are {left}"
-    ]
+    return [f"  tiles tested at the call{full}, open ones {left}"]

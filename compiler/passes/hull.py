@@ -15,10 +15,14 @@ from functools import lru_cache
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import BlockMask, Piece, Tiling
+from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern, Where
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.progression import operations
+
+MAX_OPERATIONS = 60
+"""Most operations of the bounds of candidates: past it, testing all tiles of a row is simpler."""
 
 MAX_APART = 400
 """Most operations of a comparison that is taken apart: its parts stand several times then."""
@@ -113,13 +117,18 @@ def candidates(pattern: Pattern, tiling: Tiling) -> BlockMask:
         except sets.OverBudget as error:
             notes = (f"full tiles wait for the data, too: {error}",)
     static = cl.classify(replace(whole, body=Where(outer)), tiling)
+    notes += static.widened
+    pieces = static.pieces
+    if any(operations(piece.tiles) > MAX_OPERATIONS for piece in pieces):
+        notes += ("each row has all tiles: bounds of too many operations",)
+        pieces = (Piece(tiles=Progression(base=ex.ZERO, count=ex.Var("NK")), residual=predicate),)
     full_stays = outer == predicate
-    pieces = (
-        piece if piece.full and full_stays else Piece(tiles=piece.tiles, residual=predicate)
-        for piece in static.pieces
-    )
     return BlockMask(
-        pattern=whole, tiling=tiling, pieces=tuple(pieces), widened=(*notes, *static.widened)
+        pattern=whole, tiling=tiling, widened=notes,
+        pieces=tuple(
+            piece if piece.full and full_stays else Piece(tiles=piece.tiles, residual=predicate)
+            for piece in pieces
+        ),
     )
 
 
