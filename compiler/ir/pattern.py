@@ -102,8 +102,8 @@ class Space:
 class Input:
     """A run-time tensor: its element kind, its sides (None: as long as it is) and its formula.
 
-    A side that is a number read by a name of its own, no input and no extent (``Read("rows")``),
-    defines that number: a *size*.
+    A side that is ``rows``, ``rows + 1``, ``2 * rows - 1`` of a name that is no input and no extent
+    defines that number, a *size*: ``size_of`` says how.
 
     ``formula`` None: given at the call, also with a batch dimension in front; otherwise computed
     from other inputs, by the host on the device of q. A formula of fewer axes is broadcast.
@@ -160,8 +160,8 @@ class Pattern:
     def sizes(self) -> tuple[str, ...]:
         """The numbers that sides of inputs define, in the order they appear."""
         taken = {*self.extents, *(i.name for i in self.inputs)}
-        sides = (side for i in self.inputs for side in i.dims)
-        named = (s.name for s in sides if isinstance(s, ex.Read) and not s.index)
+        sides = (side for i in self.inputs for side in i.dims if side is not None)
+        named = (found[0] for found in map(size_of, sides) if found is not None)
         return tuple(dict.fromkeys(name for name in named if name not in taken))
 
     @property
@@ -191,8 +191,9 @@ class Pattern:
                 known[one.name] = computed
             if one.name in known:
                 for side, extent in zip(np.shape(known[one.name]), one.dims, strict=False):
-                    if isinstance(extent, ex.Read) and extent.name in sizes:
-                        known.setdefault(extent.name, side)
+                    found = None if extent is None else size_of(extent)
+                    if found is not None and found[0] in sizes:
+                        known.setdefault(found[0], (side - found[2]) // found[1])
         return known
 
     def mask(
@@ -246,6 +247,19 @@ class Pattern:
             "nk": nk,
         }
         return scope, (heads, nq, nk)
+
+
+def size_of(side: ex.IntExpr) -> tuple[str, int, int] | None:
+    """Return ``(name, factor, offset)`` of a side that is ``factor * name + offset``, else None."""
+    match side:
+        case ex.Read(name, ()):
+            return name, 1, 0
+        case ex.Scale(factor, ex.Read(name, ())):
+            return name, factor, 0
+        case ex.Add((ex.Read() | ex.Scale() as part, ex.Const(offset))):
+            found = size_of(part)
+            return None if found is None else (found[0], found[1], offset)
+    return None
 
 
 def predicate(node: Node) -> ex.BoolExpr:

@@ -146,9 +146,9 @@ class InputLowering:
             if one is not None and one.formula is not None:
                 wanted |= ar.needs(one.formula)
         read = [one for name, one in self.found.items() if name in kept]
-        named = {side.name for one in read for side in one.dims if isinstance(side, ex.Read)}
+        named = {name for one in read for name in _sizes(one)}
         for name in sorted((kept & sizes) - named):
-            teller = next((o for o in self.found.values() if ex.Read(name) in o.dims), None)
+            teller = next((o for o in self.found.values() if name in _sizes(o)), None)
             if teller is not None:
                 read.append(teller)
         given = [one for one in read if one.formula is None]
@@ -161,6 +161,12 @@ class InputLowering:
             computed += ready
             waiting = [o for o in waiting if o not in ready]
         return (*given, *computed)
+
+
+def _sizes(one: pat.Input) -> tuple[str, ...]:
+    """Return the sizes that the sides of an input define."""
+    found = (pat.size_of(side) for side in one.dims if side is not None)
+    return tuple(size[0] for size in found if size is not None)
 
 
 def _reach(expr: ex.IntExpr, env: Env) -> tuple[ex.IntExpr, ex.IntExpr] | None:

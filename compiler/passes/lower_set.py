@@ -277,23 +277,31 @@ class SetLowering(FrameLowering):
         """Return a predicate over positions of two segments as one over flat positions."""
         if frame.query is None and frame.key is None:
             return found
+        starts, inside = self.placement(query, key, frame)
         found = ex.tidy_truth(found, inner.ranges)
+        return ex.and_(inside, ex.substitute(found, starts) if starts else found)
+
+    @staticmethod
+    def placement(
+        query: Stretch, key: Stretch, frame: Frame
+    ) -> tuple[dict[str, ex.IntExpr], ex.BoolExpr]:
+        """Return what segment positions are in flat ones, and the test for being in the segments.
+
+            image at 2 .. 5 of 9:  q  -->  q - 2,  q >= 2 and q < 6
+        """
         starts: dict[str, ex.IntExpr] = {}
         tests: list[ex.BoolExpr] = []
         for name, stretch, side in (("q", query, frame.query), ("k", key, frame.key)):
             if side is None:
                 continue
-            variable = ex.Var(name)
-            start, length = stretch.start.expr, stretch.length.expr
-            starts[name] = ex.sub(variable, start)
-            end = ex.add(start, length)
+            variable, start = ex.Var(name), stretch.start.expr
+            end = ex.add(start, stretch.length.expr)
             if start != ex.ZERO:
+                starts[name] = ex.sub(variable, start)
                 tests.append(ex.compare(">=", variable, start))
             if end != side.length.expr:
                 tests.append(ex.compare("<", variable, end))
-        if not all(v == ex.Var(n) for n, v in starts.items()):
-            found = ex.substitute(found, starts)
-        return ex.and_(*tests, found)
+        return starts, ex.and_(*tests)
 
     def stretch(
         self, segment: ast.SegmentName | None, side: Side | None, env: Env, place: int

@@ -118,6 +118,8 @@ def _below(index: Num, chain: Num | Real, span: Span) -> Num | Real:
 
 def choose(condition: Logic, then: Num | Real, otherwise: Num | Real, span: Span) -> Num | Real:
     """Return ``if condition then ... else ...`` of numbers, a real where one of them is."""
+    if isinstance(condition.expr, ex.Truth):
+        return then if condition.expr.value else otherwise
     if isinstance(then, Num) and isinstance(otherwise, Num):
         return lv.choose(condition, then, otherwise, span)
     a, b = to_real(then, span), to_real(otherwise, span)

@@ -10,7 +10,16 @@ from attnc.compiler.passes import lower_value as lv
 from attnc.compiler.passes.lower_env import Env, substitute
 from attnc.compiler.passes.lower_frame import Frame
 from attnc.compiler.passes.lower_set import MAX_REFERENCE_DEPTH, Lowered, SetLowering
-from attnc.compiler.passes.lower_value import Array, Item, Logic, LowerError, Num, Position
+from attnc.compiler.passes.lower_table import choose
+from attnc.compiler.passes.lower_value import (
+    Array,
+    Item,
+    Logic,
+    LowerError,
+    Num,
+    Position,
+    Real,
+)
 from attnc.dsl import nodes as ast
 from attnc.dsl.source import Span
 
@@ -114,7 +123,7 @@ class UseLowering(SetLowering):
         return substitute(value, {"h": env.head.expr})
 
     def scored(self, frame: Frame) -> tuple[Item, int | None]:
-        """Return the value of a score's builder over flat positions, and its head count."""
+        """Return the value of a score over flat positions, and its heads; 0 outside its segments."""
         assert isinstance(frame.item, ast.Score)
         builder = frame.item.body
         env = replace(frame.env, scoring=True)
@@ -124,9 +133,16 @@ class UseLowering(SetLowering):
         heads = frame.heads if (frame.heads or 1) > 1 and builder.head is not None else None
         if builder.head is not None:
             inner = inner.bind(builder.head, inner.head if heads else lv.const(0))
+        if query.is_empty or key.is_empty:
+            return lv.const(0), None
         with self.exprs.written_out("h"):
             value = self.exprs.value(builder.predicate, inner)
-        return value, heads
+        assert isinstance(value, Num | Real), "checked: a score is a number"
+        starts, inside = self.placement(query, key, frame)
+        moved = substitute(value, starts)
+        assert isinstance(moved, Num | Real)
+        test = lv.logic(inside, 1 + 2 * len(starts), builder.span)
+        return choose(test, moved, lv.const(0), builder.span), heads
 
     def coordinate(self, position: Position, axis: int, env: Env, span: Span) -> Num:
         """Return coordinate number ``axis`` of a position."""
