@@ -6,13 +6,13 @@ loop is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attnc.codegen.predicate import MAX_REST, TILE_RANGES, TOKEN_RANGES, input_ranges
 from attnc.codegen.score import TritonScore
 from attnc.codegen.simplify import Ranges, simplify_bool
-from attnc.codegen.triton_predicate import TRITON_HELPERS, Element, Load, TritonDialect
+from attnc.codegen.triton_predicate import TRITON_HELPERS, Load, TritonDialect
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.pattern import Pattern
@@ -24,7 +24,7 @@ _TOKEN_NAMES = {"q": "q_pos", "k": "k_pos", "h": "h", "nq": "nq", "nk": "nk"}
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """An expression, and the loads that stand in front of it because they differ between keys."""
+    """An expression, and the loads of keys that stand in front of it."""
 
     text: str
     loads: tuple[str, ...] = ()
@@ -34,8 +34,10 @@ class KernelTerms:
     """The dialects of one kernel, which gather helpers and loads, and what they printed.
 
     ``head`` is the name of the head of the mask, ``masks`` the test of each mask class in use,
-    ``score`` the scores times log2(e) (None: the scaled product), ``sink`` the sink's logit times
-    log2(e), ``once`` the lines in front of the loop.
+    ``score`` the scores times log2(e) ("": the scaled product), ``sink`` the sink's logit times
+    log2(e), ``once`` the lines in front of the loop, ``early`` those in front of a tile's product:
+    loads of the score, and of masks that load an element for each pair. Behind the product, or in a
+    branch, such loads would make Hopper wait for each matrix instruction.
     """
 
     def __init__(self, plan: ForwardPlan, classes: Iterable[int]) -> None:
@@ -50,39 +52,36 @@ class KernelTerms:
         )
         scores = TritonScore(self._token)
         self.sink = "" if pattern.sink is None else scores.once(pattern.sink)
-        self.score = None if pattern.score is None else self._score(scores, pattern.score)
-        shared = dict(self._token.loads)
+        self.score = "" if pattern.score is None else self._score(scores, pattern.score)
+        early = self._token.loads
+        found = dict(early)
         self.masks: dict[int, Term] = {}
-        once: dict[Element, Load] = {}
         for number in classes:
+            self._token.loads = dict(early)
             text = self._keep(plan.masks[number - 1])
-            self.masks[number] = Term(text, self._loads_in_loop(shared))
-            once |= self._token.loads
-            self._token.loads = dict(shared)
-        loads = {**shared, **once}.values()
-        self.once = [line for load in loads if not load.in_loop for line in load.lines]
-        self.once += [f"{name} = {text}" for text, name in scores.lines.items()]
+            new = {e: load for e, load in self._token.loads.items() if e not in early}
+            found |= new
+            if any(load.side == "both" for load in new.values()):
+                early = self._token.loads
+                new = {}
+            self.masks[number] = Term(text, _lines(new.values(), in_loop=True))
+        self.once = [
+            *_lines(found.values(), in_loop=False),
+            *(f"{name} = {text}" for text, name in scores.lines.items()),
+        ]
+        self.early = _lines(early.values(), in_loop=True)
 
     def helpers(self) -> list[str]:
         """Return the functions that the text calls so far."""
         return [TRITON_HELPERS[name] for name in sorted(self.tile.helpers | self._token.helpers)]
 
-    def _score(self, scores: TritonScore, score: sc.RealExpr) -> Term | None:
+    def _score(self, scores: TritonScore, score: sc.RealExpr) -> str:
         if score == sc.Dot():
-            return None
+            return ""
         text = scores.text(score)
         if not any(isinstance(node, sc.Dot) for node in sc.walk(score)):
             text = f"tl.zeros([BQ, BK], tl.float32) + {text}"
-        return Term(text, self._loads_in_loop({}))
-
-    def _loads_in_loop(self, done: Mapping[Element, Load]) -> tuple[str, ...]:
-        """Return the lines of new loads that differ between keys."""
-        return tuple(
-            line
-            for element, load in self._token.loads.items()
-            if load.in_loop and element not in done
-            for line in load.lines
-        )
+        return text
 
     def _keep(self, mask: ex.BoolExpr) -> str:
         """Return the test of a tile of one class."""
@@ -97,6 +96,10 @@ class KernelTerms:
                 return f"{keep} & (k_pos < nk)"
             case _:
                 return f"({keep}) & (k_pos < nk)"
+
+
+def _lines(loads: Iterable[Load], *, in_loop: bool) -> tuple[str, ...]:
+    return tuple(line for load in loads if load.in_loop == in_loop for line in load.lines)
 
 
 def _ranges(pattern: Pattern) -> Ranges:

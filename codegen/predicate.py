@@ -99,7 +99,7 @@ def _read(tensor, b, *index):
 
 def _real(x, dtype):
     """A number or tensor as a tensor of real numbers."""
-    return torch.as_tensor(x).to(dtype)
+    return torch.as_tensor(x, dtype=dtype)
 '''
 """Functions that torch text may call. A written module holds the block once, in front of both its
 users (GPU launch, CPU executor): ``emit_host`` and ``emit_cpu`` do not repeat it."""

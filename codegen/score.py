@@ -48,8 +48,7 @@ def emit_score(score: sc.RealExpr, dialect: HostDialect, name: str = "_score") -
 
 def times(expr: sc.RealExpr, factor: float = 1.0) -> sc.RealExpr:
     """Return ``factor * expr``, the factor folded into constants; powers and logs of base two."""
-    if not isinstance(expr, sc.RealConst) and all(map(_is_fixed, sc.walk(expr))):
-        return sc.RealConst(float(sc.evaluate(expr, {})) * factor)
+    expr = _folded(expr)
     match expr:
         case sc.RealConst(value):
             return sc.RealConst(value * factor)
@@ -83,8 +82,11 @@ def _scaled(expr: sc.RealExpr, factor: float) -> sc.RealExpr:
     return expr if _near(factor, 1.0) else sc.RealMul(sc.RealConst(factor), expr)
 
 
-def _is_fixed(node: sc.RealExpr | ex.Expr) -> bool:
-    return not isinstance(node, sc.Dot | sc.RealRead | ex.Read | ex.Var)
+def _folded(expr: sc.RealExpr) -> sc.RealExpr:
+    """Evaluate an expression that depends on nothing; it may be no finite number."""
+    if any(isinstance(n, sc.Dot | sc.RealRead | ex.Read | ex.Var) for n in sc.walk(expr)):
+        return expr
+    return sc.RealConst(float(sc.evaluate(expr, {})))
 
 
 def _near(one: float, other: float) -> bool:
@@ -221,10 +223,10 @@ def _together(
 
 def _float32(value: float) -> str:
     """Return a literal that Triton reads as float32: larger ones are inf, smaller ones 0."""
-    if math.isnan(value):
-        return 'float("nan")'
     if abs(value) > _LARGEST:
-        return f'float("{"-" * (value < 0)}inf")'
+        value = math.copysign(math.inf, value)
+    if not math.isfinite(value):
+        return f'float("{value}")'
     return repr(0.0 if abs(value) < _LEAST else value)
 
 
@@ -256,12 +258,13 @@ class TorchScore:
         return self._real(expr, Level.COMPARE)
 
     def _real(self, expr: sc.RealExpr, level: int) -> str:
+        expr = _folded(expr)
         match expr:
             case sc.Dot():
                 return "dot"
             case sc.RealConst(value):
-                if math.isinf(value):
-                    return "math.inf" if value > 0 else bracket("-math.inf", Level.UNARY, level)
+                if not math.isfinite(value):
+                    return f'float("{value}")'
                 return bracket(repr(value), Level.ATOM if value >= 0 else Level.UNARY, level)
             case sc.FromInt(part):
                 return f"_real({self.dialect.integer(part)}, dtype)"

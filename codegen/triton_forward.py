@@ -301,12 +301,12 @@ class _Kernel:
             if padded_dim:
                 given += [f"mask={place} < {padded_dim}", "other=0.0"]
             out.call(f"{name} = tl.load(", given, f")  # {shape}")
-        for line in score.loads if score else ():
+        for line in self.terms.early:
             out.line(line)
         out.line('s = tl.dot(q, k, input_precision="ieee")  # [BQ, BK] fp32')
         if score:
             out.comment("The score, times log2(e).")
-            out.line(f"s = {score.text}")
+            out.line(f"s = {score}")
 
     def _masks(self) -> None:
         """Mask what a tile does not keep, behind a branch for each class."""

@@ -80,11 +80,16 @@ Element: TypeAlias = tuple[str, tuple[ex.IntExpr, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The lines that load an element under a name; ``in_loop`` where it differs between keys."""
+    """The lines that load an element under a name, and which positions it depends on."""
 
     name: str
     lines: tuple[str, ...]
-    in_loop: bool
+    side: Literal["none", "q", "k", "both"]
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether it differs between keys."""
+        return self.side in ("k", "both")
 
 
 def pointer_argument(name: str) -> str:
@@ -238,7 +243,7 @@ class TritonDialect(Printer):
         kind = {"int": "", "bool": ".to(tl.int32)", "real": ".to(tl.float32)"}
         lines.append(f"{variable} = tl.load({given}){kind[self._kind(name)]}")
         return Load(
-            name=variable, lines=tuple(lines), in_loop=any("k" in ex.free_vars(i) for i in index)
+            name=variable, lines=tuple(lines), side=ex.relevant_side(ex.Read(name, index))
         )
 
     def _kind(self, name: str) -> Literal["int", "bool", "real"]:

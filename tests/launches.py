@@ -6,7 +6,6 @@ written module nor its table builder.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -183,7 +182,7 @@ def by_torch(
     text = TorchScore(HostDialect({n: n for n in ("q", "k", "h", "nq", "nk")}, TOKEN_RANGES)).text(
         expr
     )
-    known: dict[str, Any] = {"torch": torch, "math": math}
+    known: dict[str, Any] = {"torch": torch}
     exec(HOST_HELPERS, known)
     data = {
         n: torch.from_numpy(v)[None] if isinstance(v, np.ndarray) else v for n, v in inputs.items()

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Target
 
 DType = Literal["fp32", "bf16", "fp16"]
@@ -62,10 +64,22 @@ HEAVY_OPERATIONS = 48
 """A predicate of more operations than this costs so many registers that the best tile spills."""
 
 
-def default(choices: tuple[TileChoice, ...], predicate: ex.BoolExpr) -> TileChoice:
-    """Return the tile to take unasked: the best, or the next where the predicate is heavy."""
-    heavy = ex.op_count(predicate) > HEAVY_OPERATIONS
+def default(choices: tuple[TileChoice, ...], pattern: Pattern) -> TileChoice:
+    """Return the tile to take unasked: the best, or the next where a pair costs many registers."""
+    heavy = ex.op_count(pattern.predicate) > HEAVY_OPERATIONS or _gathers(pattern)
     return choices[1] if heavy and len(choices) > 1 else choices[0]
+
+
+def _gathers(pattern: Pattern) -> bool:
+    """Whether a kernel loads an element of an input for each pair: an address in 64 bits."""
+    nodes: list[object] = list(ex.walk(pattern.predicate))
+    if pattern.score is not None:
+        nodes += sc.walk(pattern.score)
+    return any(
+        isinstance(node, ex.Read | sc.RealRead)
+        and ex.relevant_side(ex.Read(node.name, node.index)) == "both"
+        for node in nodes
+    )
 
 
 _Row = tuple[int, int, int, int]
