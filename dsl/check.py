@@ -47,8 +47,8 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
 class _Checker(PairChecker):
     """Checks one module; diagnostics gather in ``found``."""
 
-    def inside(self, module: Module, levels: int = 0) -> _Checker:
-        checker = _Checker(module, self.memory, self.depth + levels)
+    def inside(self, module: Module) -> _Checker:
+        checker = _Checker(module, self.memory)
         checker.scoring = self.scoring
         return checker
 

@@ -46,6 +46,29 @@ class Place:
         return self.unit() if single else Unit(f"axis {axis}", self.of)
 
 
+@dataclass
+class Side:
+    """The space of the queries or of the keys.
+
+    ``segments`` are the places of its segments by name, ``""`` where it has none; ``families``
+    the names that need an index; ``whole`` is where a position without ``in`` lives.
+    """
+
+    whole: Place
+    segments: dict[str, Place] = field(default_factory=dict)
+    families: set[str] = field(default_factory=set)
+    extents: dict[str, Span] = field(default_factory=dict)  # symbolic ones, and where declared
+    broken: bool = False  # a space that is named was not found
+
+    @property
+    def shape(self) -> Shape:
+        """The axes of each segment, None where that is not known here."""
+        axes = [p.axes for p in self.segments.values()]
+        if self.broken or self.families or None in axes:
+            return None
+        return tuple(len(a) for a in axes if a is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A name in scope: its kind, the parameter or input that it reads, where a position lives."""
@@ -65,16 +88,17 @@ class Memory:
 
     used: set[int] = field(default_factory=set)  # the ids of parameters, fns, spaces that are read
     fns: dict[tuple[object, ...], tuple[Kind, Diagnostic | None]] = field(default_factory=dict)
+    sides: dict[tuple[int, str], Side] = field(default_factory=dict)  # by space item
+    levels: dict[int, int] = field(default_factory=dict)  # of the formulas of fns
     shapes: dict[int, tuple[Shape, Shape] | None] = field(default_factory=dict)  # by item
 
 
 class Checker(ABC):
     """Types expressions; a broken part is ``BROKEN`` and raises no second error."""
 
-    def __init__(self, module: Module, memory: Memory, depth: int = 0) -> None:
+    def __init__(self, module: Module, memory: Memory) -> None:
         self.module = module
         self.memory = memory
-        self.depth = depth  # levels of the formulas of the fns that are being read
         self.found: list[Diagnostic] = []
         self.head_name: str | None = None  # a head that could be bound here, for a hint
         self.scoring = False  # in a score: real numbers at run time
@@ -158,7 +182,7 @@ class Checker(ABC):
         """Check an expression that stands for a pattern, or for a list of patterns."""
 
     @abstractmethod
-    def inside(self, module: Module, levels: int = 0) -> Checker:
+    def inside(self, module: Module) -> Checker:
         """Return a checker for something of a module; what it finds stays apart."""
 
     @abstractmethod

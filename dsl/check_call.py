@@ -195,9 +195,10 @@ class CallChecker(Checker):
             where = (
                 f"line {wrong.span.line} of {wrong.span.source.name}: " if wrong.span.source else ""
             )
+            inner = wrong.message.startswith("in `")
+            message = wrong.message if inner else f"in `{expr.function}`: {wrong.message}"
             return self.error(
-                wrong.code, f"in `{expr.function}`: {wrong.message}", expr.span,
-                label="with these arguments", help=wrong.help,
+                wrong.code, message, expr.span, label="with these arguments", help=wrong.help,
                 notes=(f"{where}{wrong.label}",) if wrong.label else (),
             )  # fmt: skip
         return kind
@@ -211,16 +212,17 @@ class CallChecker(Checker):
         known = self.memory.fns.get(key)
         if known is not None:
             return known
-        levels = _levels(fn.item.body)
-        if self.depth + levels > MAX_FN_LEVELS:
+        if self.levels(fn, MAX_FN_LEVELS) > MAX_FN_LEVELS:
+            if any(self.memory.levels.get(id(f.item), 0) > MAX_FN_LEVELS for f in _called(fn)):
+                return BROKEN, None  # reported there
             deep = Diagnostic(
                 code="ATT0312", message="fns that call each other nest too deeply",
-                span=fn.item.name_span, label=f"at most {MAX_FN_LEVELS} levels are possible",
+                span=fn.item.name_span, label=f"more than {MAX_FN_LEVELS} levels",
                 help="make the formulas flatter, or the chain of calls shorter",
             )  # fmt: skip
             return BROKEN, deep
         self.memory.fns[key] = BROKEN, None  # a cycle is reported once, elsewhere
-        checker = self.inside(fn.module, levels)
+        checker = self.inside(fn.module)
         scope: Scope = {p.name: Entry(Kind(p.type, Time.COMPILE), p) for p in fn.module.params}
         for param in fn.item.params:
             time = times.get(param.name, Time.COMPILE)
@@ -229,6 +231,24 @@ class CallChecker(Checker):
         wrong = next((d for d in checker.found if d.severity == "error"), None)
         self.memory.fns[key] = kind, wrong
         return kind, wrong
+
+    def levels(self, fn: Named[ast.Fn], most: int) -> int:
+        """Return how deep an fn and those it calls nest; ``most + 1`` where that is deeper."""
+        known = self.memory.levels.get(id(fn.item))
+        if known is not None:
+            return known
+        self.memory.levels[id(fn.item)] = 0  # a cycle is reported elsewhere
+        own = _levels(fn.item.body)
+        below = 0
+        for called in _called(fn) if own <= most else ():
+            below = max(below, self.levels(called, most - own))
+            if own + below > most:
+                break
+        if own + below <= most or most == MAX_FN_LEVELS:
+            self.memory.levels[id(fn.item)] = min(own + below, most + 1)
+        else:
+            del self.memory.levels[id(fn.item)]
+        return min(own + below, most + 1)
 
     def score_call(
         self, name: str, args: Sequence[Written], span: Span, score: Named[ast.Score], scope: Scope
@@ -325,6 +345,14 @@ class CallChecker(Checker):
             if found is not None:
                 given.add(found)
             yield found, value
+
+
+def _called(fn: Named[ast.Fn]) -> Iterator[Named[ast.Fn]]:
+    """Yield the fns that an fn calls."""
+    for node in ast.walk(fn.item.body):
+        called = fn.module.find_fn(node.function) if isinstance(node, ast.Call) else None
+        if called is not None:
+            yield called
 
 
 def _levels(expr: ast.Expr) -> int:

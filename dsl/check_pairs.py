@@ -6,9 +6,9 @@ from abc import abstractmethod
 from typing import Any
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import LENGTHS, Entry, Scope, Shape
+from attnc.dsl.check_base import LENGTHS, Entry, Scope, Shape, Side
 from attnc.dsl.check_input import InputChecker
-from attnc.dsl.check_space import PLAIN, Side
+from attnc.dsl.check_space import PLAIN
 from attnc.dsl.kinds import (
     BOOL,
     BROKEN,
@@ -35,7 +35,7 @@ class PairChecker(InputChecker):
     testing = False  # in `(q, k) in p` and in arguments, where the spaces may differ
 
     @abstractmethod
-    def inside(self, module: Module, levels: int = 0) -> PairChecker: ...
+    def inside(self, module: Module) -> PairChecker: ...
 
     sides: tuple[Side, Side] = (PLAIN, PLAIN)
 

@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import abstractmethod
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import LENGTHS, Entry, Place, Scope, Shape
+from attnc.dsl.check_base import LENGTHS, Entry, Place, Scope, Side
 from attnc.dsl.check_expr import ExprChecker
 from attnc.dsl.kinds import INT, Kind, Time
-from attnc.dsl.resolve import Named
+from attnc.dsl.resolve import Module, Named
 from attnc.dsl.source import Span
 
 _LIST = ast.Type(kind="list", item=INT)
 
 
-@dataclass
-class Side:
-    """The space of the queries or of the keys.
-
-    ``segments`` are the places of its segments by name, ``""`` where it has none; ``families``
-    the names that need an index; ``whole`` is where a position without ``in`` lives.
-    """
-
-    whole: Place
-    segments: dict[str, Place] = field(default_factory=dict)
-    families: set[str] = field(default_factory=set)
-    extents: dict[str, Span] = field(default_factory=dict)  # symbolic ones, and where declared
-    broken: bool = False  # a space that is named was not found
-
-    @property
-    def shape(self) -> Shape:
-        """The axes of each segment, None where that is not known here."""
-        axes = [p.axes for p in self.segments.values()]
-        if self.broken or self.families or None in axes:
-            return None
-        return tuple(len(a) for a in axes if a is not None)
-
-
+MAX_SEGMENTS = 256
+"""Segments of one space, a family counted once."""
 _UNKNOWN = Place((), "unknown", known=False)
 PLAIN = Side(Place((), "sequence"))
 
 
 class SpaceChecker(ExprChecker):
     """Checks spaces and the segments that sets name."""
+
+    @abstractmethod
+    def inside(self, module: Module) -> SpaceChecker: ...
 
     def on(self, on: ast.On | None, scope: Scope) -> tuple[Side, Side]:
         """Check the spaces of an item; symbolic extents come into scope."""
@@ -114,15 +96,7 @@ class SpaceChecker(ExprChecker):
         if found in above:
             side.broken = True  # reported as a cycle
             return
-        part = Side(PLAIN.whole)
-        shared: Scope = {**LENGTHS}
-        for param in found.module.params:
-            shared[param.name] = Entry(Kind(param.type, Time.COMPILE), param)
-        quiet = len(self.found)  # what is wrong inside is reported where the space is defined
-        for inner in found.item.space.segments:
-            self.segment(inner, part, shared, of, (*above, found))
-        if found.module is self.module:
-            del self.found[quiet:]
+        part = self.defined(found, of, (*above, found))
         side.broken |= part.broken
         side.extents |= part.extents
         side.families |= part.families
@@ -133,9 +107,34 @@ class SpaceChecker(ExprChecker):
         for name, place in places.items():
             self.enter(name, place.axes, side, of, segment.span)
 
+    def defined(
+        self, found: Named[ast.SpaceDef], of: str, above: tuple[Named[ast.SpaceDef], ...]
+    ) -> Side:
+        """Return the segments of a ``space`` item, read once."""
+        known = self.memory.sides.get((id(found.item), of))
+        if known is not None:
+            return known
+        part = Side(PLAIN.whole)
+        scope: Scope = dict(LENGTHS)
+        for param in found.module.params:
+            scope[param.name] = Entry(Kind(param.type, Time.COMPILE), param)
+        reader = self.inside(found.module)  # what is wrong is reported where it is defined
+        for segment in found.item.space.segments:
+            reader.segment(segment, part, scope, of, above)
+        self.memory.sides[id(found.item), of] = part
+        return part
+
     def enter(
         self, name: str, axes: tuple[str, ...] | None, side: Side, of: str, span: Span
     ) -> None:
+        if len(side.segments) >= MAX_SEGMENTS:
+            if not side.broken:
+                self.error(
+                    "ATT0312", f"the space has more than {MAX_SEGMENTS} segments", span,
+                    help="a family is one segment here: `levels[l in 0..99]: grid(...)`",
+                )  # fmt: skip
+            side.broken = True
+            return
         if name and name in side.segments:
             self.error(
                 "ATT0203", f"segment `{name}` is defined twice", span,

@@ -184,6 +184,11 @@ def stdlib_names() -> tuple[str, ...]:
 
 
 @cache
+def _in_library() -> frozenset[str]:
+    return frozenset(stdlib_names())
+
+
+@cache
 def stdlib_module(name: str) -> Module:
     """Return a stdlib file; only this file, and what it uses, is parsed."""
     path = STDLIB / f"{name}.attn"
@@ -204,7 +209,7 @@ _NOTHING = Names()
 
 def _in_stdlib(name: str) -> Names:
     """Return what the stdlib file called ``name`` defines, nothing where there is none."""
-    return stdlib_module(name).own if name in stdlib_names() else _NOTHING
+    return stdlib_module(name).own if name in _in_library() else _NOTHING
 
 
 def as_set(expr: ast.Expr) -> ast.Reference | ast.SetIndex | None:
