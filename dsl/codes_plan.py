@@ -38,6 +38,15 @@ PLAN_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : k == q }",
     ),
     Code(
+        "ATT0410", "a mask outside integer linear arithmetic",
+        "Run-time values are multiplied, or divide one another.",
+        "Such a set is compiled as it stands, and its mask is exact. Only the tiles are not known "
+        "to the compiler: they are found by the data at run time, which costs a little each time "
+        "the lengths change. A product with a number or a parameter stays linear.",
+        "pattern p = { q -> k : q * k < 64 }",
+        "pattern p = { q -> k : 4 * q + k < 64 }",
+    ),
+    Code(
         "ATT0503", "no such file and no such zoo pattern",
         "The argument names neither a file nor a pattern of the library.",
         "A file ends in `.attn`; other words are looked up in the zoo.",

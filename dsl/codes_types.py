@@ -65,10 +65,10 @@ TYPE_CODES: tuple[Code, ...] = (
         "Two patterns with different numbers of heads are combined.",
         "The combination has one mask per head, so both need the same heads; a pattern without "
         "heads fits any.",
-        "pattern a heads h: 2 = { q -> k, h : k == h }\n"
-        "pattern b heads h: 3 = { q -> k, h : k == h }\npattern p = a | b",
-        "pattern a heads h: 3 = { q -> k, h : k == h }\n"
-        "pattern b heads h: 3 = { q -> k, h : k == h }\npattern p = a | b",
+        "pattern a heads h: 2 = { q -> k, h : k mod 4 == h }\n"
+        "pattern b heads h: 3 = { q -> k, h : k mod 4 == h }\npattern p = a | b",
+        "pattern a heads h: 3 = { q -> k, h : k mod 4 == h }\n"
+        "pattern b heads h: 3 = { q -> k, h : k mod 4 == h }\npattern p = a | b",
     ),
     Code(
         "ATT0310", "a quantifier over too many values",
