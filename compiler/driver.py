@@ -10,7 +10,7 @@ from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.loaded import UNKNOWN_SIZE, Loaded
 from attnc.dsl import nodes as ast
 from attnc.dsl.check import check
-from attnc.dsl.check_expr import MAX_FOUND
+from attnc.dsl.check_base import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion, read_source
 from attnc.dsl.resolve import (
