@@ -57,9 +57,10 @@ class KernelTerms:
         found = dict(early)
         self.masks: dict[int, Term] = {}
         for number in classes:
-            self._token.loads = dict(early)
+            known = early | {e: load for e, load in found.items() if not load.in_loop}
+            self._token.loads = dict(known)
             text = self._keep(plan.masks[number - 1])
-            new = {e: load for e, load in self._token.loads.items() if e not in early}
+            new = {e: load for e, load in self._token.loads.items() if e not in known}
             found |= new
             if any(load.side == "both" for load in new.values()):
                 early = self._token.loads

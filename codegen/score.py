@@ -284,8 +284,9 @@ class TorchScore:
                     return f"_real(_real({shown[0]}, torch.float32), dtype)"
                 return f"{_TORCH[function]}({', '.join(shown)})"
             case sc.RealSelect(condition, then, otherwise):
-                branches = [self._real(b, Level.COMPARE) for b in (then, otherwise)]
-                if isinstance(then, sc.RealConst) and isinstance(otherwise, sc.RealConst):
+                folded = [_folded(b) for b in (then, otherwise)]
+                branches = [self._real(b, Level.COMPARE) for b in folded]
+                if all(isinstance(b, sc.RealConst) for b in folded):
                     branches[0] = f"_real({branches[0]}, dtype)"
                 return f"_choose({self.dialect.boolean(condition)}, {', '.join(branches)})"
 

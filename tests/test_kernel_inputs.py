@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +138,38 @@ def test_kv_heads(form: str, row_order: str) -> None:
     plan = ln.data_plan(pattern, TILE, heads=3, row_order=row_order)
     q, k, v = random(37, 37, heads=6, kv_heads=3, batch=2)
     ln.check(ln.of_form(plan, form), q, k, v, 0.25, {})
+
+
+def test_classes_share_what_is_loaded_once() -> None:
+    """Two mask classes that read the same element of a query, and others of keys and pairs."""
+    before = read("doc", ex.sub(Q, ex.ONE))
+    left = ex.compare("==", before, read("doc", K))
+    own = ex.and_(
+        ex.compare("!=", before, read("doc", ex.add(K, ex.ONE))), CAUSAL,
+        ex.compare("==", read("graph", Q, K), ex.ONE),
+    )
+    tile_q, tile_k = ex.floordiv(Q, 16), ex.floordiv(K, 16)
+    body = ex.or_(
+        ex.and_(ex.compare("<", tile_k, tile_q), left),
+        ex.and_(ex.compare("==", tile_k, tile_q), own),
+    )
+    pattern = Pattern(
+        name="classes", heads=None, body=Where(body),
+        inputs=(
+            Input(name="doc", kind="int", dims=(NQ,)),
+            Input(name="graph", kind="bool", dims=(NQ, NQ)),
+        ),
+    )
+    made = ln.kn.causal()
+    segments = tuple(replace(s, mask=i) for i, s in enumerate(made.segments, start=1))
+    plan = replace(
+        made, segments=segments, masks=(left, own),
+        block_mask=replace(made.block_mask, pattern=pattern),
+    )
+    given = {"doc": draw(3, 1, 45), "graph": draw(2, 1, 45, 45).bool()}
+    ln.check(plan, *random(45, 45), 0.25, given)
+    loop = emit_kernel(plan).split("for it in range")[1]
+    assert loop.index("In_graph +") < loop.index("tl.dot(")  # see KernelTerms.early
 
 
 def test_static_inputs_are_arguments_once() -> None:
