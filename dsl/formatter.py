@@ -312,17 +312,19 @@ def _cut(line: _Line, place: _Place) -> list[int]:
 
 
 def _cut_header(line: _Line, place: _Place) -> list[int]:
-    """Return the cut after the ``=`` that ends a header, else those before its clauses."""
-    clauses: list[int] = []
+    """Return the cut after the ``=`` that ends a header, else before its clauses or the ``->``."""
+    clauses, arrows = list[int](), list[int]()
     depth = len(place.brackets) - 1
     for i, token in enumerate(line.tokens):
         if token.kind == "sign" and token.text in (*_CLOSES, *_CLOSES.values()):
             depth += 1 if token.text in _CLOSES else -1
         elif depth == 0 and token.text == "=":
-            return [i + 1] if i + 1 < len(line.tokens) else clauses
+            return [i + 1] if i + 1 < len(line.tokens) else clauses or arrows
         elif depth == 0 and i > 0 and line.is_clause(i):
             clauses.append(i)
-    return clauses
+        elif depth == 0 and i > 0 and token.text == "->":
+            arrows.append(i)
+    return clauses or arrows
 
 
 def _open_up(line: _Line) -> list[int]:

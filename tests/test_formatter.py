@@ -184,6 +184,16 @@ def test_a_long_header_gets_a_line_a_clause_and_a_space_one_a_segment():
     assert text == f"pattern p(w: int = 8)\n    {listed} =\n    causal\n"
 
 
+def test_a_long_on_clause_gets_a_line_a_side():
+    queries = "tokens: grid(t: frames, y: 48, x: 80)"
+    keys = "levels[l in 0..3]: grid(i: n div 2**l)"
+    text = f"pattern p(n: int = 8, frames: int = 30) on {queries} -> {keys} ++ {queries} = causal\n"
+    assert format_file(text) == (
+        f"pattern p(n: int = 8, frames: int = 30)\n    on {queries}\n"
+        f"        -> {keys} ++ {queries} =\n    causal\n"
+    )
+
+
 def test_a_long_softmax_gets_a_line_an_argument():
     parts = ["bend(dot, cap: 30) + slopes(heads)", "over: causal | { q -> k, h : k < h }",
              "sink: sinks[h]", "scale: 1 / 8"]  # fmt: skip
