@@ -9,9 +9,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_expr import describe
 from attnc.dsl.diagnostics import CompileError, Diagnostic
-from attnc.dsl.kinds import show_type
+from attnc.dsl.kinds import describe, show_type
 from attnc.dsl.parser import parse_expression
 from attnc.dsl.printer import show_expr
 from attnc.dsl.source import UNKNOWN, Span
@@ -149,7 +148,8 @@ def read_array(given: Any, one: ast.Input) -> NDArray[Any]:
     """
     import numpy as np
 
-    what = f"{one.type.kind}[{', '.join('*' if d.extent is None else '.' for d in one.dims)}]"
+    sides = ", ".join("*" if d.extent is None else show_expr(d.extent) for d in one.dims)
+    what = f"{one.type.kind}[{sides}]" if one.dims else f"one {one.type.kind}"
     given = given.tolist() if isinstance(given, np.ndarray) and given.dtype == object else given
     if isinstance(given, list | tuple):
         given = _filled(given, [d.extent is None for d in one.dims], what)
@@ -182,6 +182,8 @@ def _filled(given: list[Any] | tuple[Any, ...], open_axes: list[bool], what: str
             raise ValueError(f"expected {what}, axis {len(sides)} has lists of different lengths")
         sides.append(max(lengths, default=0))
         level = [i for p in parts for i in (*p, *[_PADDING] * (sides[-1] - len(p)))]
+    if any(isinstance(item, list | tuple) for item in level):
+        raise ValueError(f"expected {what}, found a list in place of a number")
     if not level:
         return np.zeros(sides, dtype=np.int64)
     return np.array([-1 if item is _PADDING else item for item in level]).reshape(sides)

@@ -246,7 +246,7 @@ class Loaded:
                 except ValueError as error:
                     found.append(self._wrong_value(params[name], error))
             elif name in self._input_names():
-                self.inputs[name] = _literal(value)
+                self.inputs[name] = _literal(name, value)
             elif name == "layer" and _is_size(value):
                 self.layer = int(str(value))
             elif name in self.size_names and _is_size(value):
@@ -330,7 +330,7 @@ def _is_size(value: object) -> bool:
     return not isinstance(value, bool) and str(value).isdecimal()
 
 
-def _literal(value: object) -> object:
+def _literal(name: str, value: object) -> object:
     """Return the value of an input that was given as text: a number, ``true``, a list."""
     if not isinstance(value, str):
         return value
@@ -340,8 +340,8 @@ def _literal(value: object) -> object:
         raise CompileError(
             [
                 Diagnostic(
-                    code="ATT0511", message=f"an input is not a number or a list: {value!r}",
-                    help="write `5`, `[0, 0, 1]`, or give a file with `-I`",
+                    code="ATT0511", message=f"input `{name}` is no number and no list: {value!r}",
+                    help=f"write a list, or give a file with `-I {name}=FILE.npy`",
                 )
             ]
         ) from wrong  # fmt: skip

@@ -11,6 +11,7 @@ from attnc.cli.options import (
     TARGET_NAMES,
     heads_option,
     json_option,
+    layer_option,
     pattern_options,
     plan_options,
 )
@@ -26,6 +27,7 @@ from attnc.cli.options import (
               help="GPU the kernel is for; every written module also runs on a CPU.")
 @plan_options
 @heads_option
+@layer_option
 @click.option("-o", "--output", default="attn_ops", show_default=True, metavar="FOLDER",
               type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--lint", is_flag=True,
@@ -44,6 +46,7 @@ def command(
     dtype: str,
     tile: object,
     heads: int | None,
+    layer: int | None,
     output: Path,
     lint: bool,
     explain: bool,
@@ -59,7 +62,8 @@ def command(
         plan_for,
     )
 
-    pattern = load_pattern(file, pattern_name, defines)
+    chosen = {} if layer is None else {"layer": layer}
+    pattern = load_pattern(file, pattern_name, {**defines, **chosen})
     check_heads(pattern, heads)
     dropped: tuple[str, ...] = ()
     if lint and tile is None:

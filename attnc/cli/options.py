@@ -217,11 +217,15 @@ def pattern_options(command: F) -> F:
     return command
 
 
+layer_option = click.option(
+    "--layer", type=click.IntRange(0), metavar="L", help="One layer of a pattern that has several.",
+)
+
+
 def data_options(command: F) -> F:
     """Add ``-I``, ``--shape`` with extents, and ``--layer``: what a mask is evaluated at."""
     for decorate in (
-        click.option("--layer", type=click.IntRange(0), metavar="L",
-                     help="One layer of a pattern that has several (default: all)."),
+        layer_option,
         click.option("--shape", type=ShapeItemType(is_open=True), multiple=True,
                      callback=read_open_shape, metavar="n=TOKENS",
                      help="Lengths, n=64 or nq=16,nk=64, and extents of a space, y=30,x=40."),
