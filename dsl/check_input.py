@@ -74,12 +74,14 @@ class InputChecker(SpaceChecker):
         if extent is None:
             return None
         kind = self.need(extent, scope, INT)
-        if heads is not None and (extent == heads.count or _is(extent, "heads")):
+        if not isinstance(extent, ast.Name) or kind.type is None:
+            return None
+        if heads is not None and (extent == heads.count or extent.name == "heads"):
             return HEAD
-        if layers is not None and (extent == layers.count or _is(extent, "layers")):
+        if layers is not None and (extent == layers.count or extent.name == "layers"):
             return LAYER
-        length = isinstance(extent, ast.Name) and scope.get(extent.name) is LENGTHS.get(extent.name)
-        return _TOKEN if length and kind.type is not None else None
+        length = LENGTHS.get(extent.name)
+        return _TOKEN if length is not None and scope[extent.name] is length else None
 
     # -------------------------------------------------------------------- formulas of arrays
 
@@ -197,10 +199,6 @@ class InputChecker(SpaceChecker):
         if transform.name == "prefix_sum" and first == BOOL:
             result = INT  # it counts
         return _Array(result, parts[0].axes + transform.more)
-
-
-def _is(expr: ast.Expr, name: str) -> bool:
-    return isinstance(expr, ast.Name) and expr.name == name
 
 
 def _axes(count: int) -> str:

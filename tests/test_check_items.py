@@ -242,6 +242,8 @@ def test_units_of_coordinates_and_axes() -> None:
     assert found(GRID % ("grid(y, x)", "q.y == k.x")) == [("ATT0322", "q.y == k.x")]
     assert found(GRID % ("grid(y, x)", "q.y div 2 == k.y")) == [("ATT0322", "q.y div 2 == k.y")]
     assert found(GRID % ("grid(y, x) -> grid(t, s)", "q.y == k.s")) == []
+    four = "pattern p(input t: int[n, 4]) heads h: 4 = { q -> k, h : t[q][k] == h }"
+    assert found(four) == []  # a number says nothing of what it counts
     table = "pattern p(input t: int[heads, n]) heads h: 4 = { q -> k, h : t[%s][%s] == 1 }"
     assert found(table % ("h", "q")) == []
     assert found(table % ("q", "h")) == [("ATT0322", "q"), ("ATT0322", "h")]
