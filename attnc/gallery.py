@@ -112,9 +112,12 @@ def picture(name: str, most: int = MOST_DOTS) -> str:
     given = example_values(example)
     item = driver.loaded_zoo(name).named.item
     own = {p.name for p in item.params}
-    lengths = {n: given.pop(n) for n in ("n", "nq", "nk") if n in given and n not in own}
-    loaded = driver.loaded_zoo(name, given)
+    lengths: dict[str, int] = {}
+    for side in ("n", "nq", "nk"):
+        if side in given and side not in own:
+            lengths[side] = int(str(given.pop(side)))
     nq, nk = (lengths.get(side, lengths.get("n")) for side in ("nq", "nk"))
+    loaded = driver.loaded_zoo(name, given)
     if isinstance(item, ast.Score):
         return shade(loaded.scores(nq, nk).values[0], most // 2)
     mask = loaded(nq, nk)
