@@ -222,17 +222,31 @@ class Loaded:
         from attnc.compiler.passes.lower_ast import lower
         from attnc.compiler.passes.warn import warn
 
-        try:
-            pattern = lower(self.named, self.values, layer=self.layer)
-        except CompileError as error:
-            if any(d.code != UNKNOWN_SIZE for d in error.diagnostics):
-                raise
-            from attnc.compiler.oracle import Given, sizes
-
-            known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
-            pattern = lower(self.named, {**self.values, **known}, layer=self.layer)
+        for known in self._known_sizes():
+            try:
+                pattern = lower(self.named, {**self.values, **known}, layer=self.layer)
+                break
+            except CompileError as error:
+                last = error
+                if any(d.code != UNKNOWN_SIZE for d in error.diagnostics):
+                    raise
+        else:
+            raise last
         found = (*self.found, *pattern.warnings, *warn(pattern, self.named))
         return replace(pattern, warnings=found)
+
+    def _known_sizes(self) -> Iterator[dict[str, int]]:
+        """Yield no sizes, those that head counts are made of, all: the fewer, the more general."""
+        from attnc.compiler.oracle import Given, sizes
+        from attnc.compiler.oracle_space import free_names
+
+        yield {}
+        known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
+        clauses = ((n.module, n.item.heads or n.module.heads) for n in _reachable(self.named))
+        named = (free_names(heads.count, module) for module, heads in clauses if heads is not None)
+        counts = set().union(*named)
+        yield {name: size for name, size in known.items() if name in counts}
+        yield known
 
     # ---------------------------------------------------------------------- what was given
 
