@@ -94,7 +94,10 @@ class _Checker(PairChecker):
             self.known(param.default, kind, "a default value")
         for choice in type_.choices:
             if type_.choices.count(choice) > 1:
-                self.error("ATT0203", f"choice `{choice}` is listed twice", type_.span)
+                self.error(
+                    "ATT0203", f"choice `{choice}` is listed twice", type_.span,
+                    help="each choice is one word, once",
+                )  # fmt: skip
                 break
         scope[param.name] = Entry(Kind(type_, Time.COMPILE), param)
 

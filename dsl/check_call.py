@@ -99,12 +99,7 @@ class CallChecker(Checker):
             )
         match builtin.name:
             case "len":
-                kind = self.expr(expr.args[0], scope)
-                if kind.type is None or kind.type.kind == "list":
-                    return Kind(kind.type and INT, Time.COMPILE)
-                return self.error(
-                    "ATT0301", f"expected a list, found {describe(kind.type)}", expr.args[0].span
-                )
+                return self.length(expr.args[0], scope)
             case "fill":
                 times = self.need(expr.args[0], scope, INT)
                 item = self.expr(expr.args[1], scope)
@@ -136,6 +131,18 @@ class CallChecker(Checker):
         unit = units.pop() if len(units) == 1 and builtin.name != "abs" else None
         return Kind(self.real(common, time, expr).type, time, unit)
 
+    def length(self, items: ast.Expr, scope: Scope) -> Kind:
+        """Check the argument of ``len``."""
+        kind = self.raw(items, scope)
+        if kind.type is None or (kind.type.kind == "list" and not kind.dims):
+            return Kind(kind.type and INT, Time.COMPILE)
+        found = "an input" if kind.dims else describe(kind.type)
+        return self.error(
+            "ATT0301", f"expected a list, found {found}", items.span,
+            help="name the side of the input, `input ids: int[count]`, and write `count`"
+            if kind.dims else "only lists have a length; `n` is that of the sequence",
+        )  # fmt: skip
+
     def real(self, type_: ast.Type, time: Time, expr: ast.Expr) -> Kind:
         """Return a kind; refuse a real number that is known only at run time outside of scores."""
         if type_ == REAL and time == Time.RUN and not self.scoring:
@@ -155,7 +162,11 @@ class CallChecker(Checker):
         if item is not None and is_number(item):
             return Kind(item, kind.time)
         if kind.type.kind == "list":
-            return self.error("ATT0301", "expected a list of numbers", expr.args[0].span)
+            return self.error(
+                "ATT0301", "expected a list of numbers", expr.args[0].span,
+                label=f"this has type {show_type(kind.type)}",
+                help=f"compare items one by one, or give numbers: `{expr.function}(x, y)`",
+            )  # fmt: skip
         return self.error(
             "ATT0302", f"`{expr.function}` of one number is that number", expr.span,
             help=f"give two or more numbers, or a list: `{expr.function}(x, y)`",

@@ -122,8 +122,8 @@ class ExprChecker(NumberChecker):
                     "ATT0301",
                     f"a list holds one type: expected {describe(common)}, "
                     f"found {describe(kind.type)}",
-                    part.span,
-                )
+                    part.span, help="convert the items to one type",
+                )  # fmt: skip
             common = merged
         time = max((k.time for k in kinds), default=Time.COMPILE)
         return Kind(ast.Type(kind="list", item=common or item), time)
@@ -298,7 +298,9 @@ class ExprChecker(NumberChecker):
         if common.kind in ("list", "enum") and condition.time == Time.RUN:
             return self.error(
                 "ATT0306", f"a condition that chooses {describe(common)} must be known at compile "
-                "time", expr.condition.span,
+                "time", expr.condition.span, label="this depends on positions, lengths or inputs",
+                help="choose between numbers instead: `(if c then a else b)[0]` becomes "
+                "`if c then a[0] else b[0]`",
             )  # fmt: skip
         time = max(condition.time, then.time, otherwise.time)
         kind = self.real(common, time, expr)

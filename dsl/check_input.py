@@ -149,6 +149,8 @@ class InputChecker(SpaceChecker):
         self.error(
             "ATT0301", f"expected elements that are {'numbers' if wanted == REAL else wanted.kind},"
             f" found {found.type.kind}", expr.span,
+            help="compare numbers to get truth values: `types == 0`" if wanted == BOOL
+            else "truth values combine with `and`, `or`, `not`",
         )  # fmt: skip
         return _BROKEN
 

@@ -198,6 +198,7 @@ def test_inputs(text: str) -> None:
         ("pattern p(input d: int[n], input e: int[n] = repeat(d, 2)) = { q -> k : e[q] == 1 }",
          "ATT0302", "repeat"),
         ("pattern p(input d: int[n]) = { q -> k : prefix_sum(d) == k }", "ATT0314", "prefix_sum"),
+        ("pattern p(input d: int[n]) = { q -> k : len(d) < k }", "ATT0301", "d"),
         ("pattern p(input d: int[n], w: int = d) = { q -> k : w < k }", "ATT0201", "d"),
         ("pattern p(input ids: bool[n]) = document(ids)", "ATT0301", "ids"),
         ("pattern p(input ids: int[n, n]) = document(ids)", "ATT0301", "ids"),
