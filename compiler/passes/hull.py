@@ -24,7 +24,7 @@ from attnc.compiler.passes.progression import operations
 MAX_OPERATIONS = 60
 """Most operations of the bounds of candidates: past it, testing all tiles of a row is simpler."""
 
-MAX_APART = 400
+MAX_APART = 100
 """Most operations of a comparison that is taken apart: its parts stand several times then."""
 
 
@@ -49,7 +49,7 @@ def _approximate(expr: ex.BoolExpr, *, unknown: ex.Truth, negated: bool) -> ex.B
             join = ex.and_ if isinstance(expr, ex.And) is not negated else ex.or_
             return join(*(_approximate(p, unknown=unknown, negated=negated) for p in parts))
         case ex.Compare():
-            apart = _apart(_negated(expr) if negated else expr)
+            apart = _apart(_negated(expr) if negated else expr, unknown)
             if apart is None:
                 return unknown
             return _approximate(apart, unknown=unknown, negated=False)
@@ -63,25 +63,32 @@ def _negated(test: ex.Compare) -> ex.Compare:
     return turned
 
 
-def _apart(test: ex.Compare) -> ex.BoolExpr | None:
-    """Take a comparison with a ``min``, ``max`` or ``if`` apart; None: it is none of these."""
+def _apart(test: ex.Compare, unknown: ex.Truth) -> ex.BoolExpr | None:
+    """Take a comparison with a ``min``, ``max`` or ``if`` apart; None: it is none of these.
+
+    Where the condition of an ``if`` reads data, either branch is possible: some comparison must
+    hold for the hull, both for the core.
+    """
     if ex.op_count(test) > MAX_APART:
         return None
-    left = _against(test.left, lambda part: ex.compare(test.op, part, test.right), test.op)
-    if left is not None:
-        return left
-    mirrored = _MIRRORED[test.op]
-    return _against(test.right, lambda part: ex.compare(test.op, test.left, part), mirrored)
+    op, left, right = test.op, test.left, test.right
+    found = _against(left, lambda part: ex.compare(op, part, right), op, unknown)
+    if found is not None:
+        return found
+    return _against(right, lambda part: ex.compare(op, left, part), _MIRRORED[op], unknown)
 
 
 def _against(
-    side: ex.IntExpr, test: Callable[[ex.IntExpr], ex.BoolExpr], op: ex.CompareOp
+    side: ex.IntExpr, test: Callable[[ex.IntExpr], ex.BoolExpr], op: ex.CompareOp,
+    unknown: ex.Truth,
 ) -> ex.BoolExpr | None:
     """Return ``side op something`` by the parts of ``side``, where it has such parts."""
     match side:
         case ex.Min(parts) | ex.Max(parts) if op in ("<=", "<", ">=", ">"):
             every = isinstance(side, ex.Max) is (op in ("<=", "<"))
             return (ex.and_ if every else ex.or_)(*map(test, parts))
+        case ex.Select(condition, then, otherwise) if not ex.is_static(condition):
+            return (ex.or_ if unknown.value else ex.and_)(test(then), test(otherwise))
         case ex.Select(condition, then, otherwise):
             return ex.or_(
                 ex.and_(condition, test(then)), ex.and_(ex.not_(condition), test(otherwise))
