@@ -309,7 +309,7 @@ def test_fns_and_formulas_that_are_refused(text: str, code: str, span: str) -> N
         "pattern p(w: list[list[int]] = [[1], [2, 3]]) = { q -> k : w[1][0] < q - k }",
         "pattern p(w: int = floor(sqrt(10) * log(3))) = { q -> k : q - k < w }",
         "pattern p = { q -> k : q mod (k + 1) == 0 and (q - k) ** 2 < 9 }",
-        "pattern p(w: int = 3) require w < 4 and len([w]) == 1 else \"w\" = window(w)",
+        'pattern p(w: int = 3) require w < 4 and len([w]) == 1 else "w" = window(w)',
     ],
 )
 def test_formulas(text: str) -> None:
@@ -383,7 +383,7 @@ def test_patterns_scores_and_attention(text: str) -> None:
         ("space a = b\nspace b = a\npattern p on a = { q -> k : q == k }", "ATT0204", "a"),
         ("pattern p(base: pattern) = base\npattern r = p(r)", "ATT0204", "r"),
     ],
-)
+)  # fmt: skip
 def test_patterns_and_scores_that_are_refused(text: str, code: str, span: str) -> None:
     assert found(text) == [(code, span)]
 
