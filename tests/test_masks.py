@@ -128,9 +128,9 @@ def test_what_waits_and_what_does_not() -> None:
 
 
 def test_the_ir_keeps_the_sizes_that_may_stay_open() -> None:
-    rand = [[[5], [5, 3], [3], [], [2], [2]]]
+    rand = [[[5], [5, 3], [3], [], [2], [2]], [[]] * 6]
     pattern = attnc.zoo.bigbird(block=8, rand=rand)
-    assert (pattern.heads, pattern.ir.sizes) == (1, ("rows",))
-    other = attnc.zoo.bigbird(block=8, heads=1)
+    assert (pattern.heads, pattern.ir.sizes) == (2, ("rows",))
+    other = attnc.zoo.bigbird(block=8, heads=2)
     assert other == pattern
     assert torch.equal(other.mask(n=64, inputs={"rand": rand}), pattern.mask(n=64))
