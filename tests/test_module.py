@@ -14,14 +14,18 @@ import pytest
 import torch
 
 import attnc
+from attnc import gallery
 from attnc.codegen import module as emitted
 from attnc.codegen.cpu import pasted
+from attnc.compiler import driver
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern, Where
 from attnc.compiler.ir.plan import Plan
+from attnc.compiler.loaded import Loaded
 from attnc.compiler.passes.build_plan import build_plan
+from attnc.dsl import nodes as ast_nodes
 from attnc.runtime import build
-from attnc.runtime.reference import assert_within
+from attnc.runtime.reference import assert_within, terms
 from tests import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,13 +290,46 @@ def test_the_kernel_of_a_module_runs_interpreted(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", list(attnc.zoo))
+def zoo_example(name: str) -> tuple[Loaded, int, int] | None:
+    """Return a zoo pattern at the values of its example, and its lengths; None: no pattern."""
+    example = gallery.entry(name).fields.get("Example")
+    if example is None or isinstance(driver.loaded_zoo(name).named.item, ast_nodes.Score):
+        return None
+    given = gallery.example_values(example)
+    item = driver.loaded_zoo(name).named.item
+    own = {p.name for p in item.params}
+    lengths: dict[str, Any] = {
+        n: given.pop(n) for n in ("n", "nq", "nk") if n in given and n not in own
+    }
+    loaded = driver.loaded_zoo(name, given)
+    if getattr(item, "layers", None) is not None:
+        loaded = loaded.at_layer(0)
+    sides = [lengths.get(side, lengths.get("n")) for side in ("nq", "nk")]
+    return loaded, *loaded.shape(*sides)[-2:]
+
+
+@pytest.mark.parametrize("name", driver.zoo_names())
 def test_every_zoo_pattern_becomes_a_module_that_keeps_its_mask(name: str, tmp_path: Path) -> None:
-    pattern = attnc.zoo[name]()
-    path = build.write_module(build_plan(pattern.ir, head_dim=16), tmp_path)
+    found = zoo_example(name)
+    if found is None:
+        return
+    loaded, nq, nk = found
+    pattern = loaded.ir
+    path = build.write_module(build_plan(pattern, head_dim=16), tmp_path)
     text = path.read_text(encoding="utf-8")
     assert f"attnc       {attnc.__version__}\n    pattern     {name}\n" in text
-    heads = pattern.heads or 2
-    q, k, v = torch.randn(3, 1, heads, 130, 16).unbind()
-    out, lse = build.load_module(path).op(q, k, v, return_lse=True)
-    assert_within(out, lse, q, k, v, pattern.mask(130))
+    kv_heads = pattern.heads if pattern.kv_heads and pattern.heads else 1
+    heads = 2 * kv_heads if pattern.kv_heads else pattern.heads or 2
+    q = torch.randn(2, heads, nq, 16)
+    k, v = torch.randn(2, 2, kv_heads, nk, 16).unbind()
+    taken = {one.name for one in pattern.inputs}
+    arrays = {n: torch.from_numpy(a) for n, a in loaded.arrays().items() if n in taken}
+    given = {n: a.item() if a.dim() == 0 else a for n, a in arrays.items()}
+    extents = {n: loaded.sizes[n] for n in pattern.extents}
+    keywords = given | ({"extents": extents} if extents else {})
+    out, lse = build.load_module(path).op(q, k, v, return_lse=True, **keywords)
+    expected = terms(pattern, q, k, given, extents)
+    group = heads // kv_heads if pattern.kv_heads else 1
+    assert torch.equal(expected.mask[0, ::group], torch.from_numpy(loaded(nq, nk)))
+    scale = None if pattern.scale is None else float(pattern.scale)
+    assert_within(out, lse, q, k, v, expected, scale)
