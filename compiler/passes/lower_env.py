@@ -92,12 +92,15 @@ def substitute(item: Item, values: Mapping[str, ex.IntExpr]) -> Item:
     match item:
         case Num():
             expr = ex.substitute(item.expr, values)
-            bound = abs(expr.value) if isinstance(expr, ex.Const) else item.bound
-            return replace(item, expr=expr, bound=bound)
+            if isinstance(expr, ex.Const):
+                return replace(item, expr=expr, bound=abs(expr.value), size=1)
+            return replace(item, expr=expr)
         case Logic():
-            return replace(item, expr=ex.substitute(item.expr, values))
+            truth = ex.substitute(item.expr, values)
+            return Logic(truth, 1 if isinstance(truth, ex.Truth) else item.size)
         case Real():
-            return replace(item, expr=sc.substitute(item.expr, values))
+            real = sc.substitute(item.expr, values)
+            return Real(real, 1 if isinstance(real, sc.RealConst) else item.size)
         case Position():
             number = substitute(item.number, values)
             assert isinstance(number, Num)

@@ -92,14 +92,14 @@ class ExprLowering:
         self.spend(1, expr.span)
         if not env.scoring or "h" not in ex.free_vars(env.head.expr):
             return self._value(expr, env)
+        low, high = env.ranges["h"]
+        assert low == 0
+        assert high is not None
         try:
-            return self._value(expr, env)
+            return lt.by_head(self._value(expr, env), high + 1, env.head, expr.span)
         except NeedsUnroll as need:
             if need.var != "h":
                 raise
-            low, high = env.ranges["h"]
-            assert low == 0
-            assert high is not None
             parts = [self._value(expr, env.at_head(head)) for head in range(high + 1)]
             found = lt.per_head(parts, env.head, expr.span)
             if found is None:

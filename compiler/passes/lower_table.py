@@ -13,6 +13,7 @@ from itertools import pairwise
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.passes import lower_value as lv
+from attnc.compiler.passes.lower_env import free_vars, input_names, substitute
 from attnc.compiler.passes.lower_value import Item, Logic, LowerError, Num, Real
 from attnc.dsl.source import Span
 
@@ -133,6 +134,31 @@ def per_head(parts: Sequence[Item], heads: Num, span: Span) -> Item | None:
     if all(isinstance(p, Num | Real | Logic) for p in parts):
         return lookup(parts, heads, ranges, span)
     return parts[0] if all(p == parts[0] for p in parts) else None
+
+
+def by_head(item: Item, heads: int, head: Num, span: Span) -> Item:
+    """Return a number that depends on the head alone as a table of the heads.
+
+        2**-(8 / heads) * 2**-(8 / heads * h),  2 heads  -->  if h <= 0 then 0.0625 else 0.00390625
+    """
+    if not isinstance(item, Num | Real) or free_vars(item) != {"h"} or input_names(item):
+        return item
+    if isinstance(item, Num) and isinstance(item.expr, ex.Var | ex.Scale | ex.Add):
+        linear = all(
+            isinstance(n, ex.Var | ex.Scale | ex.Add | ex.Const) for n in ex.walk(item.expr)
+        )
+        if linear:
+            return item
+    parts = [substitute(item, {"h": ex.Const(number)}) for number in range(heads)]
+    if isinstance(item, Num) and not item.whole:
+        parts = [to_real(p, span) for p in parts if isinstance(p, Num)]
+    found = per_head(parts, head, span) if all(_is_number(p) for p in parts) else None
+    return item if found is None else found
+
+
+def _is_number(item: Item) -> bool:
+    """Return whether an item is a number that is known."""
+    return isinstance(item, Num | Real) and isinstance(item.expr, ex.Const | sc.RealConst)
 
 
 def step(

@@ -61,8 +61,9 @@ class UseLowering(SetLowering):
             if number.expr == ex.Var(name) and length == here:
                 continue
             lv.fits_machine((number,), pair.span)
+            part, shift = _without_constant(number.expr)
             legal = ex.and_(
-                ex.compare(">=", number.expr, ex.ZERO), ex.compare("<", number.expr, length.expr)
+                ex.compare(">=", part, shift), ex.compare("<", part, ex.add(length.expr, shift))
             )
             tests.append(ex.tidy_truth(legal, env.ranges))
         kept = ex.and_(*tests, found)
@@ -123,7 +124,7 @@ class UseLowering(SetLowering):
         return substitute(value, {"h": env.head.expr})
 
     def scored(self, frame: Frame) -> tuple[Item, int | None]:
-        """Return the value of a score over flat positions, and its heads; 0 outside its segments."""
+        """Return the value of a score over flat positions (elsewhere 0), and its head count."""
         assert isinstance(frame.item, ast.Score)
         builder = frame.item.body
         env = replace(frame.env, scoring=True)
@@ -163,3 +164,11 @@ class UseLowering(SetLowering):
             label="it must be known at compile time here",
             help=f"give it, as `-D {missing}=...`, or an input that has it as a side",
         )  # fmt: skip
+
+
+def _without_constant(expr: ex.IntExpr) -> tuple[ex.IntExpr, ex.IntExpr]:
+    """Return ``(part, shift)`` with ``expr == part - shift``."""
+    match expr:
+        case ex.Add((*terms, ex.Const(value))):
+            return ex.add(*terms), ex.Const(-value)
+    return expr, ex.ZERO
