@@ -7,6 +7,7 @@ from typing import Any
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_base import LENGTHS, Entry, Scope, Shape, Side
+from attnc.dsl.check_heads import overlaps
 from attnc.dsl.check_input import InputChecker
 from attnc.dsl.check_space import PLAIN
 from attnc.dsl.kinds import (
@@ -52,6 +53,8 @@ class PairChecker(InputChecker):
                 case ast.SetIndex():
                     self.set_index(here, scope)
                 case ast.SetUnion(parts=parts) | ast.SetIntersection(parts=parts):
+                    if isinstance(here, ast.SetUnion):
+                        self.head_ranges(here)
                     stack += [(p, scope) for p in reversed(parts)]
                 case ast.SetDifference(left=left, right=right):
                     stack += [(right, scope), (left, scope)]
@@ -71,6 +74,18 @@ class PairChecker(InputChecker):
                 case ast.Rounded():
                     self.rounded(here, scope)
                     stack.append((here.part, scope))
+
+    def head_ranges(self, union: ast.SetUnion) -> None:
+        """Warn of ranges of heads that overlap in part: one of their ends is mostly off by one."""
+        for before, after in overlaps(union):
+            low, high = int(after.low), int(before.high)
+            shared = f"head {low} is" if low == high else f"heads {low} to {high} are"
+            self.error(
+                "ATT0323", f"{shared} in two ranges of heads", after.span, severity="warning",
+                label="this set is for some heads of another one, too",
+                notes=(f"the other range begins on line {before.span.line}",),
+                help=f"end that range with `< {low}`, or begin this one after {high}",
+            )  # fmt: skip
 
     def rounded(self, part: ast.Rounded, scope: Scope) -> None:
         """Check the sizes and the threshold of ``blocks(a, 64, density > 0.6)``."""

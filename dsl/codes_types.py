@@ -181,4 +181,14 @@ TYPE_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : q div 64 <= k }",
         "pattern p = { q -> k : q div 64 <= k div 64 }",
     ),
+    Code(
+        "ATT0323", "ranges of heads that overlap",
+        "A union gives each range of heads a set of its own, and some heads are in two ranges.",
+        "These heads get both sets. Mostly one end is off by one. A range inside another one, or a "
+        "part for all heads, is not warned of.",
+        "pattern p heads h: 8 =\n    { q -> k, h : h <= 4 and k <= q }"
+        " | { q -> k, h : h >= 4 and k >= q }",
+        "pattern p heads h: 8 =\n    { q -> k, h : h < 4 and k <= q }"
+        " | { q -> k, h : h >= 4 and k >= q }",
+    ),
 )

@@ -254,6 +254,28 @@ def test_units_of_coordinates_and_axes() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("h < 8", "h >= 7", "head 7 is"),
+        ("h <= 8", "7 <= h < 12", "heads 7 to 8 are"),
+        ("2 <= h <= 5 and q < k", "4 < h", "head 5 is"),
+        ("h < 8", "h >= 8", None),
+        ("h < 8", "h == 3", None),
+        ("h < 8", "h < 8", None),
+        ("h < 8 or q < 3", "h >= 7", None),
+        ("h < w", "h >= 7", None),
+    ],
+)
+def test_ranges_of_heads_that_overlap_in_part(first: str, second: str, shared: str | None) -> None:
+    text = (
+        f"param w: int = 8\npattern p heads h: 16 = {{ q -> k, h : {second} and k < w }} | causal\n"
+        f"  | window(3) & {{ q -> k, h : {first} }}"
+    )
+    messages = [d.message for d in checked(text)]
+    assert messages == ([f"{shared} in two ranges of heads"] if shared else [])
+
+
 # ------------------------------------------------------------------------------------ fns
 
 
