@@ -174,7 +174,7 @@ def dense(
 
     Shape: ``[heads or 1, nq, nk]``.
     """
-    return loaded_any(file, pattern, params)(nq, nk, **given)
+    return _lowered(loaded_any(file, pattern, params))(nq, nk, **given)
 
 
 def dense_text(
@@ -186,7 +186,7 @@ def dense_text(
     **given: Any,
 ) -> NDArray[np.bool_]:
     """Return the mask of a text's pattern by the oracle. Shape: ``[heads or 1, nq, nk]``."""
-    return loaded_text(text, pattern, params)(nq, nk, **given)
+    return _lowered(loaded_text(text, pattern, params))(nq, nk, **given)
 
 
 def scores(
@@ -198,7 +198,7 @@ def scores(
     **given: Any,
 ) -> Scores:
     """Return the scores of a score or attention by the oracle (``Loaded.scores``)."""
-    return loaded_any(file, pattern, params).scores(nq, nk, **given)
+    return _lowered(loaded_any(file, pattern, params)).scores(nq, nk, **given)
 
 
 def scores_text(
@@ -210,7 +210,13 @@ def scores_text(
     **given: Any,
 ) -> Scores:
     """Return the scores of a text's score or attention by the oracle."""
-    return loaded_text(text, pattern, params).scores(nq, nk, **given)
+    return _lowered(loaded_text(text, pattern, params)).scores(nq, nk, **given)
+
+
+def _lowered(loaded: Loaded) -> Loaded:
+    """Return it after lowering, which reports what only values show: zero divisors, long loops."""
+    loaded.lower_early()
+    return loaded
 
 
 def loaded_any(file: str | Path, pattern: str | None, params: Params | None) -> Loaded:

@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 
 from attnc.compiler.transforms import TRANSFORMS
 from attnc.dsl import nodes as ast
+from attnc.dsl.diagnostics import CompileError, Diagnostic
+from attnc.dsl.source import Span
 
 Env = Mapping[str, Any]
+
+MAX_TURNS = 2**22
+"""The turns of one loop; each is a mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +200,7 @@ class Evaluator:
         low, high = self(loop.low, env), self(loop.high, env)
         if np.size(low) == 0 or np.size(high) == 0:
             return [], True
-        values: Any = range(int(np.min(low)), int(np.max(high)) + 1)
+        values: Any = bounded(int(np.min(low)), int(np.max(high)), loop.span)
         if is_open(low) or is_open(high):
             values = map(np.int64, values)
         varied = np.ndim(low) > 0 or np.ndim(high) > 0
@@ -228,6 +233,14 @@ class Evaluator:
 
 
 # --------------------------------------------------------------------------------- arithmetic
+
+
+def bounded(low: int, high: int, span: Span) -> range:
+    """Return ``low .. high``, both ends included. Raises: CompileError where these are too many."""
+    if high - low >= MAX_TURNS:
+        message = f"a loop of {high - low + 1} turns is too long to be evaluated"
+        raise CompileError([Diagnostic(code="ATT0312", message=message, span=span)])
+    return range(low, high + 1)
 
 
 def is_open(x: Any) -> bool:

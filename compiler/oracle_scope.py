@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.binding import fit
-from attnc.compiler.oracle_expr import Env, Tensor, to_real
+from attnc.compiler.oracle_expr import Env, Tensor, bounded, to_real
 from attnc.compiler.oracle_setting import LENGTHS, Chosen, Setting, World
 from attnc.compiler.oracle_sizes import refused
 from attnc.compiler.oracle_space import Stretch, free_names
@@ -40,19 +40,13 @@ class Scope(Setting):
         """Return the value of a call of an ``fn``, or of a score with arguments."""
         if self.module.find_fn(function) is not None:
             return super().call(function, args, names, env)
-        score = self.module.find_score(function)
-        assert score is not None
-        own = [p.name for p in score.item.params]
-        pairs = [(n or own[i], a) for i, (n, a) in enumerate(zip(names, args, strict=True))]
-        given = tuple((name, _fitted(score, name, value)) for name, value in pairs)
-        return self.used(self.chosen_with(score, given), env).score(env[HEAD], 0.0)
+        return self.score_of(function, args, names, env).score(env[HEAD], 0.0)
 
     def name(self, name: str, env: Env) -> Any:
         """Return the value of a name that is no variable: in attentions a score, else a choice."""
-        score = self.module.find_score(name) if DOT in env else None
-        if score is None:
+        if DOT not in env or self.module.find_score(name) is None:
             return name
-        return self.used(self.chosen_with(score, ()), env).score(env[HEAD], 0.0)
+        return self.score_of(name, [], (), env).score(env[HEAD], 0.0)
 
     def keeps(self, pattern: ast.PatternValue, query: Any, key: Any, env: Env) -> Any:
         """Return whether a pattern keeps pairs; a pair outside its lengths is not in it."""
@@ -176,7 +170,8 @@ class Scope(Setting):
 
     def turns(self, union: ast.UnionOver, env: Env) -> range:
         """Return the values of the variable of a union."""
-        return range(int(self.value(union.low, env)), int(self.value(union.high, env)) + 1)
+        low, high = int(self.value(union.low, env)), int(self.value(union.high, env))
+        return bounded(low, high, union.span)
 
     def built(self, builder: ast.Builder, env: Env, whole: NDArray[Any]) -> NDArray[Any]:
         """Return ``whole`` with the values of a builder where it speaks of pairs."""
@@ -294,9 +289,7 @@ class Scope(Setting):
             return
         env = self.at(0)
         if isinstance(self.item, ast.Attention):
-            for part in ast.walk(self.item.score):
-                if (score := self.score_of(part, env)) is not None:
-                    yield score
+            yield from self.scores_in(self.item.score, env)
         stack: list[tuple[ast.Set, Env]] = [(_body(self.item), env)]
         while stack:
             node, here = stack.pop()
@@ -322,33 +315,38 @@ class Scope(Setting):
         for part in ast.walk(builder.predicate):
             if not isinstance(part, ast.PairIn):
                 continue
-            pattern = part.pattern
-            target = None if isinstance(pattern, ast.SetIndex) else env.get(pattern.name)
-            if isinstance(target, Chosen):
-                yield self.used(target, env, strict=False)
-            elif isinstance(pattern, ast.Reference):
-                named = self.module.find(pattern.name)
-                if named is not None and named.pattern.heads is not None:
-                    yield self.used(self.choose(pattern, env), env, strict=False)
+            held = env.get(part.pattern.name)
+            if held is None:
+                assert isinstance(part.pattern, ast.Reference)
+                named = self.module.find(part.pattern.name)
+                if named is None or named.pattern.heads is None:
+                    continue
+                held = self.choose(part.pattern, env)
+            for chosen in held if isinstance(held, tuple) else (held,):
+                yield self.used(chosen, env, strict=False)
 
-    def score_of(self, part: ast.Node, env: Env) -> Scope | None:
-        """Return the scope of the score that a part of a score expression stands for."""
-        match part:
-            case ast.Name(name=name) if name not in env and name != DOT:
-                score = self.module.find_score(name)
-                return None if score is None else self.used(self.chosen_with(score, ()), env)
-            case ast.Call(function=name, args=args, names=names):
-                score = self.module.find_score(name)
-                if score is None:
-                    return None
-                values = [self.value(a, env) for a in args]
-                own = [p.name for p in score.item.params]
-                given = zip(names or (None,) * len(args), values, strict=True)
-                pairs = [(n or own[i], a) for i, (n, a) in enumerate(given)]
-                fitted = tuple((n, _fitted(score, n, a)) for n, a in pairs)
-                return self.used(self.chosen_with(score, fitted), env)
-            case _:
-                return None
+    def scores_in(self, expr: ast.Expr, env: Env) -> Iterator[Scope]:
+        """Yield the scopes of the scores that a score expression names."""
+        for part in ast.walk(expr):
+            match part:
+                case ast.Name(name=name) if name not in env and self.module.find_score(name):
+                    yield self.score_of(name, [], (), env)
+                case ast.Call(function=name, args=args) if self.module.find_score(name):
+                    names = part.names or (None,) * len(args)
+                    yield self.score_of(name, [self.value(a, env) for a in args], names, env)
+                case _:
+                    pass
+
+    def score_of(
+        self, name: str, args: list[Any], names: tuple[str | None, ...], env: Env
+    ) -> Scope:
+        """Return the scope of a score with its arguments."""
+        score = self.module.find_score(name)
+        assert score is not None
+        own = [p.name for p in score.item.params]
+        given = [(n or own[i], a) for i, (n, a) in enumerate(zip(names, args, strict=True))]
+        fitted = tuple((n, _fitted(score, n, value)) for n, value in given)
+        return self.used(self.chosen_with(score, fitted), env)
 
 
 def _body(item: ast.PatternDef | ast.Attention) -> ast.Set:

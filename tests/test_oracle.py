@@ -346,6 +346,23 @@ def test_masks_of_kv_heads() -> None:
     assert found[1].sum(axis=0).tolist() == [0, 3, 0]
 
 
+def test_heads_of_patterns_that_are_tested_or_named_in_scores() -> None:
+    text = """
+    pattern each heads h: 3 = { q -> k, h : k == h }
+    score slope heads h: 3 = { q -> k, h : h * k }
+    pattern p(ps: list[pattern] = [causal, each]) = { q -> k : (q, k) in ps[1] }
+    pattern r = { q -> k : (q, k) in each }
+    attention a = softmax(dot + slope, over: causal)
+    """
+    expected = np.broadcast_to(np.eye(3, dtype=bool)[:, None, :], (3, 3, 3))
+    for name in ("p", "r", "each"):
+        assert np.array_equal(driver.dense_text(text, name, {}, 3, 3), expected)
+    assert driver.dense_text(text, "a", {}, 3, 3).shape == (3, 3, 3)
+    assert driver.scores_text(text, "a", {}, 1, 3).values[:, 0].tolist() == [
+        [0, 0, 0], [0, 1, 2], [0, 2, 4],
+    ]  # fmt: skip
+
+
 def test_layers_come_in_front() -> None:
     text = "pattern p layers l: 3 = { q -> k : k <= q and (l == 2 or q - k <= l) }"
     found = driver.dense_text(text, None, {}, 4, 4)
