@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import chain
 
 from attnc.dsl import nodes as ast
-from attnc.dsl.check_base import LENGTHS, MAX_FOUND, Entry, Place, Scope, latest
+from attnc.dsl.check_base import LENGTHS, Entry, Place, Scope, latest
 from attnc.dsl.check_call import show_input
-from attnc.dsl.check_numbers import NumberChecker, in_words, left_spine
+from attnc.dsl.check_numbers import NumberChecker, in_words
 from attnc.dsl.functions import BUILTINS
 from attnc.dsl.kinds import (
     BOOL,
@@ -24,8 +24,6 @@ from attnc.dsl.kinds import (
     join,
 )  # fmt: skip
 from attnc.dsl.source import Span
-
-__all__ = ["MAX_FOUND", "ExprChecker", "describe", "left_spine"]
 
 
 class ExprChecker(NumberChecker):

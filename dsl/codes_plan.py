@@ -39,7 +39,8 @@ PLAN_CODES: tuple[Code, ...] = (
     ),
     Code(
         "ATT0410", "a mask outside integer linear arithmetic",
-        "Run-time values are multiplied, or divide one another.",
+        "Run-time values are multiplied, or divide one another; or pairs of blocks are counted; or "
+        "a coordinate is that of a grid whose extents are given at the call.",
         "Such a set is compiled as it stands, and its mask is exact. Only the tiles are not known "
         "to the compiler: they are found by the data at run time, which costs a little each time "
         "the lengths change. A product with a number or a parameter stays linear.",
