@@ -32,20 +32,24 @@ def dense(pattern: str, params: Mapping[str, Any]) -> NDArray[Any]:
     loaded, length = _loaded(pattern, params)
     if isinstance(loaded.named.item, ast.Score):
         scores = loaded.scores(length, length)
-        found = scores.values.astype(np.int64) if scores.is_whole else scores.values
-        return found[:, 0, 0] if found.shape[1:] == (1, 1) else _shaped(loaded, found)
+        return _shaped(loaded, scores.values.astype(np.int64) if scores.is_whole else scores.values)
     return _shaped(loaded, loaded(length, length))
 
 
 def dense_ir(pattern: str, params: Mapping[str, Any]) -> NDArray[Any]:
-    """Return what the pattern IR evaluates to, for a pattern or an attention."""
+    """Return what the pattern IR evaluates to: a mask, or the values of a score."""
     loaded, length = _loaded(pattern, params)
-    *layers, _, nq, nk = loaded.shape(length, length)
-    if not layers:
-        return _shaped(loaded, loaded.ir.mask(nq, nk, loaded.arrays(), loaded.sizes))
-    each = [loaded.at_layer(layer) for layer in range(layers[0])]
-    masks = [one.ir.mask(nq, nk, one.arrays(), one.sizes) for one in each]
-    return _shaped(loaded, np.stack(masks))
+    *layers, _, _, _ = loaded.shape(length, length)
+    if layers:
+        return np.stack([_by_ir(loaded.at_layer(i), length) for i in range(layers[0])])
+    return _by_ir(loaded, length)
+
+
+def _by_ir(loaded: Loaded, length: int | None) -> NDArray[Any]:
+    nq, nk, data = loaded.data(length, length)
+    if not isinstance(loaded.named.item, ast.Score):
+        return _shaped(loaded, loaded.ir.mask(nq, nk, data))
+    return _shaped(loaded, loaded.ir.scores(nq, nk, data))
 
 
 def _loaded(pattern: str, params: Mapping[str, Any]) -> tuple[Loaded, int | None]:
@@ -133,6 +137,8 @@ def _text(value: Any) -> str:
 
 
 def _shaped(loaded: Loaded, found: NDArray[Any]) -> NDArray[Any]:
-    """Drop the head axis of a pattern that declares no heads."""
+    """Drop the head axis of a pattern that declares no heads, the others of a list of heads."""
+    if isinstance(loaded.named.item, ast.Score) and found.shape[1:] == (1, 1):
+        return found[:, 0, 0]
     heads = loaded.named.item.heads or loaded.named.module.heads
     return found if heads is not None else found[..., 0, :, :]
