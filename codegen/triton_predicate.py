@@ -56,8 +56,8 @@ def _tanh(x):
     square = x * x
     near = (-0.00570498872745 * square + 0.0206390887954) * square - 0.0537397155531
     near = ((near * square + 0.133314422036) * square - 0.333332819422) * square * x + x
-    far = 1.0 - 2.0 / (tl.math.exp2(tl.abs(x) * 2.8853900817779268) + 1.0)
-    return tl.where(square < 0.390625, near, tl.where(x < 0.0, -far, far))
+    far = 1.0 - 2.0 / (tl.math.exp2(x * 2.8853900817779268) + 1.0)
+    return tl.where(square < 0.390625, near, far)
 ''',
     "_is_pow2": '''\
 @triton.jit
@@ -224,19 +224,23 @@ class TritonDialect(Printer):
             variable = f"{name}_at_{self.named}"
             self.named += 1
         sides = self._sides(name)
-        lines, places, inside = [], [], []
+        lines, places = [], []
+        inside: list[str] = []
+        shapes: set[bool] = set()  # of the tests: scalar or not
         for i, (text, place, side) in enumerate(zip(texts, index, sides, strict=True)):
             if not text.isidentifier() and not text.isdigit():
                 lines.append(f"{variable}_{i} = {text}")
                 text = f"{variable}_{i}"
             places.append(text)
             low, high = ex.interval(place, self.ranges)
-            if low is None or low < 0:
-                inside.append(f"{text} >= 0")
+            tests = [f"{text} >= 0"] * (low is None or low < 0)
             if not side.isdigit() or high is None or high >= int(side):
-                inside.append(f"{text} < {side}")
+                tests.append(f"{text} < {side}")
+            if tests:
+                shapes.add(ex.relevant_side(place) == "none")
+            inside += tests
         guard = inside[0] if len(inside) == 1 else " & ".join(f"({test})" for test in inside)
-        if inside and len({bool(ex.free_vars(place) & {"q", "k"}) for place in index}) == 2:
+        if len(shapes) == 2:
             guard = f"({guard}) != 0"  # a scalar test beside a tensor's: integers, interpreted
         where = f"{pointer_argument(name)} + {_flat(places, sides)}"
         given = ", ".join([where, f"mask={guard}", "other=0"] if guard else [where])

@@ -77,6 +77,45 @@ def test_targets(target: Target) -> None:
         assert artifact.binary
 
 
+TERMS = {
+    "documents": "attention a(input doc: int[n]) = softmax(dot, over: document(doc))",
+    "graph": "pattern a(input edge: bool[n, n]) = { q -> k : edge[q][k] }",
+    "grid": "pattern a on grid(y, x) = { q -> k : abs(q.y - k.y) <= 3 and abs(q.x - k.x) <= 3 }",
+    "alibi": "attention a = softmax(dot + alibi_bias(8), over: causal)",
+    "softcap": "attention a = softmax(softcap(dot, 50), over: causal)",
+    "table": "attention a(input table: real[8, 32]) = "
+    "softmax(dot + t5_bias(8, table), over: causal)",
+    "sink": "attention a(input sink: real[8]) heads h: 8 = "
+    "softmax(dot, over: sliding_window(512), sink: sink[h])",
+}
+"""What kernels read and add beside the products."""
+
+
+def with_terms(target: Target, head_dim: int) -> dict[str, Artifact | RuntimeError]:
+    """Compile a kernel of each kind at the tile the plan picks, all in one process."""
+    plans = {
+        name: build_plan(load_text(text), head_dim=head_dim, target=target).forward
+        for name, text in TERMS.items()
+    }
+    jobs = [(emit_kernel(plan), plan, target) for plan in plans.values()]
+    return dict(zip(plans, compile_kernels(jobs), strict=True))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_hopper_with_terms(head_dim: int) -> None:
+    """Inputs, score terms and sinks keep Hopper's matrix instructions asynchronous."""
+    for artifact in with_terms("sm_90", head_dim).values():
+        assert clean(artifact, "sm_90").waits < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_with_terms(target: Target, head_dim: int) -> None:
+    for artifact in with_terms(target, head_dim).values():
+        clean(artifact, target)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("head_dim", [16, 64, 96, 128, 256])

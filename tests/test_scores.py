@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from attnc.codegen.predicate import HOST_HELPERS, TOKEN_RANGES, HostDialect
 from attnc.codegen.score import LOG2_E, emit_score, is_additive, times
 from attnc.codegen.triton_forward import emit_kernel
+from attnc.codegen.triton_predicate import TRITON_HELPERS
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import Tiling
@@ -213,6 +214,28 @@ def test_text() -> None:
     assert f"s = {2 * LOG2_E} * _tanh(s * term_0)" in loop
     plain = emit_kernel(kn.causal())
     assert emit_kernel(scored(kn.causal(), DOT)) == plain
+
+
+def test_tanh() -> None:
+    """Right to three units in the last place, from the smallest arguments to the largest."""
+    module = kn.load(f"""\
+import triton
+import triton.language as tl
+
+
+{TRITON_HELPERS["_tanh"]}
+
+@triton.jit
+def evaluate(Out, X):
+    i = tl.arange(0, 1024)
+    tl.store(Out + i, _tanh(tl.load(X + i)))
+""")
+    for largest in (1e-30, 1e-3, 0.7, 3.0, 40.0):
+        x = torch.linspace(-largest, largest, 1024, device=kn.DEVICE)
+        found = torch.empty_like(x)
+        module.evaluate[(1,)](found, x)
+        want = torch.tanh(x.double())
+        assert ((found.double() - want).abs() <= 3 * 2**-23 * want.abs()).all()
 
 
 def test_additive() -> None:

@@ -52,7 +52,7 @@ def build_plan(
     """
     value_dim = head_dim if value_dim is None else value_dim
     choices = tiles.candidates(target, head_dim, value_dim, dtype)
-    choice = tiles.default(choices, pattern)
+    choice = tiles.default(choices, pattern, value_dim)
     if tile is not None:
         _check_tile(tile)
         same = [c for c in choices if c.tiling == tile]

@@ -64,9 +64,18 @@ HEAVY_OPERATIONS = 48
 """A predicate of more operations than this costs so many registers that the best tile spills."""
 
 
-def default(choices: tuple[TileChoice, ...], pattern: Pattern) -> TileChoice:
-    """Return the tile to take unasked: the best, or the next where a pair costs many registers."""
-    heavy = ex.op_count(pattern.predicate) > HEAVY_OPERATIONS or _gathers(pattern)
+GATHER_REGISTERS = 80
+"""Scores and sums that a thread may hold beside the addresses of elements of each pair."""
+
+
+def default(
+    choices: tuple[TileChoice, ...], pattern: Pattern, value_dim: int
+) -> TileChoice:
+    """Return the tile to take unasked: the best, or a smaller where a pair costs registers."""
+    if _gathers(pattern):
+        held = {c: c.q * (c.k + padded(value_dim)) // (32 * c.warps) for c in choices}
+        return next((c for c in choices if held[c] <= GATHER_REGISTERS), choices[-1])
+    heavy = ex.op_count(pattern.predicate) > HEAVY_OPERATIONS
     return choices[1] if heavy and len(choices) > 1 else choices[0]
 
 
