@@ -1,4 +1,4 @@
-"""Tiles of the published masks that read data or that isl gives up on: counted, pair by pair."""
+"""Tiles of published masks and of random texts that read data: what is kept, counted by pairs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attnc.api import Pattern
+from attnc.compiler import driver
+from attnc.compiler.counts import count
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.dsl import nodes as ast
 from attnc.dsl.resolve import stdlib
+from tests.strategies_data import Case, cases
 
 _spec = importlib.util.spec_from_file_location(
     "conformance_cases", Path(__file__).parent / "test_conformance.py"
@@ -58,6 +63,31 @@ def test_published_tiles(case: str, name: str, params: dict[str, Any]) -> None:
     assert blocks.visited >= len(tiles) - empty
     if blocks.exact or tiles_of(pattern.ir, TILE)[1] is not None:
         assert (blocks.full, blocks.empty) == (full, empty)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    case=cases(),
+    tiling=st.sampled_from([Tiling(4, 4), Tiling(16, 8), Tiling(2, 16)]),
+)
+def test_random_patterns(case: Case, tiling: Tiling) -> None:
+    """Texts with spaces, inputs, pairs and blocks: the tiles hold what the oracle keeps."""
+    loaded = driver.loaded_text(case.text, None, case.inputs)
+    meaning = loaded(case.nq, case.nk, extents=case.extents)
+    nq, nk, data = loaded.data(case.nq, case.nk, extents=case.extents)
+    mask, tests, _ = tiles_of(loaded.ir, tiling)
+    assert (mask.dense(nq, nk, data) == meaning).all()
+    counted = count(mask, nq, nk, tests, data)
+    assert counted.pairs_kept == meaning.sum()
+    needed = sum(
+        bool(head[i : i + tiling.q, j : j + tiling.k].any())
+        for head in meaning
+        for i in range(0, nq, tiling.q)
+        for j in range(0, nk, tiling.k)
+    )
+    assert counted.visited >= needed
+    if tests is not None:
+        assert counted.full + counted.partial == needed
 
 
 def test_sorted_ids_visit_only_what_is_kept() -> None:
