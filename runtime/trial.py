@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.pattern import Pattern
-from attnc.runtime.reference import out_allowance, reference, same_precision
+from attnc.runtime.reference import Terms, out_allowance, reference, same_precision
 
 Op = Callable[..., Tensor]
 ALL_ROWS_UP_TO = 4096
@@ -56,23 +59,28 @@ def rows_to_check(queries: int) -> Tensor:
     return torch.cat([ends, inner + edge]).sort().values
 
 
-def verify(pattern: Pattern, out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Verdict:
+def verify(
+    pattern: Pattern, out: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    given: Mapping[str, Any] | None = None,
+) -> Verdict:
     """Hold ``out`` against float64 dense attention, by the error rule of ``reference``.
 
     Head by head and some rows at a time: memory is rows times keys, never queries times keys.
     Each row checked is checked against all of its keys, so a sample only leaves rows out.
+    Args: ``given`` has what the pattern reads, by name (``Pattern.given``), without a batch.
     """
     rows = rows_to_check(q.shape[2])
     error = dense_error = largest = 0.0
     group = q.shape[1] // k.shape[1]
+    scale = None if pattern.scale is None else float(pattern.scale)
     for part in rows.split(max(1, SCORES_BYTES // (8 * max(k.shape[2], 1)))):
-        masks = mask_rows(pattern, part, q.shape[2], k.shape[2])  # [H or 1, rows, K]
         for head in range(q.shape[1]):
-            mask = masks[head if len(masks) > 1 else 0]
+            own = 0 if pattern.heads is None else head // group if pattern.kv_heads else head
             kv = slice(head // group, head // group + 1)
-            args = (q[:, head : head + 1, part.to(q.device)], k[:, kv], v[:, kv], mask)
-            exact, _ = reference(*args)
-            dense, _ = same_precision(*args)
+            parts = q[:, head : head + 1, part.to(q.device)], k[:, kv], v[:, kv]
+            known = terms_of_rows(pattern, part, own, q.shape[2], k.shape[2], given)
+            exact, _ = reference(*parts, known, scale)
+            dense, _ = same_precision(*parts, known, scale)
             found = out[:, head : head + 1, part.to(out.device)]
             if not torch.isfinite(found).all():
                 error = float("nan")
@@ -84,28 +92,40 @@ def verify(pattern: Pattern, out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Ve
     return Verdict(error, allowed, len(rows), q.shape[2])
 
 
-def mask_rows(pattern: Pattern, rows: Tensor, nq: int, nk: int) -> Tensor:
-    """Evaluate some rows of the dense mask. Shape: ``[heads or 1, rows, nk]``."""
-    import numpy as np
+def terms_of_rows(
+    pattern: Pattern, rows: Tensor, head: int, nq: int, nk: int,
+    given: Mapping[str, Any] | None = None,
+) -> Terms:
+    """Evaluate what attention is made of in some rows of one head of the mask.
 
-    heads = pattern.heads or 1
-    values = {
-        "q": rows.numpy()[None, :, None],
-        "k": np.arange(nk, dtype=np.int64)[None, None, :],
-        "h": np.arange(heads, dtype=np.int64)[:, None, None],
-        "nq": nq,
-        "nk": nk,
-    }
-    kept = np.asarray(ex.evaluate(pattern.predicate, values), dtype=bool)
-    return torch.from_numpy(np.broadcast_to(kept, (heads, len(rows), nk)).copy())
+    Shape: mask ``[rows, nk]``; ``score`` maps ``[..., rows, nk]``.
+    """
+    scope = {
+        "q": rows.numpy()[:, None], "k": np.arange(nk, dtype=np.int64)[None, :], "h": head,
+        "nq": nq, "nk": nk,
+    }  # fmt: skip
+    kept = np.asarray(ex.evaluate(pattern.predicate, scope, given), dtype=bool)
+    mask = torch.from_numpy(np.broadcast_to(kept, (len(rows), nk)).copy())
+    logit = None
+    if pattern.sink is not None:
+        logit = torch.as_tensor(np.asarray(sc.evaluate(pattern.sink, scope, given)).item())
+
+    def score(dot: Tensor) -> Tensor:
+        assert pattern.score is not None
+        values = sc.evaluate(pattern.score, scope, given, dot.cpu().numpy())
+        return torch.from_numpy(np.asarray(values)).to(dot.device)
+
+    return Terms(mask, None if pattern.score is None else score, logit)
 
 
-def measure(op: Op, q: Tensor, k: Tensor, v: Tensor, *, rounds: int, dense: bool) -> Times:
+def measure(
+    op: Op, q: Tensor, k: Tensor, v: Tensor, *, rounds: int, dense: bool, **inputs: Any
+) -> Times:
     """Time the op and dense SDPA in turns, after one warm-up of each.
 
     Turns, because a machine that slows down half way must slow both.
     """
-    calls: list[Callable[[], object]] = [lambda: op(q, k, v)]
+    calls: list[Callable[[], object]] = [lambda: op(q, k, v, **inputs)]
     if dense:
         calls.append(lambda: dense_attention(q, k, v))
     for call in calls:

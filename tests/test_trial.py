@@ -46,10 +46,11 @@ def test_verify_with_groups_and_masks_of_their_own() -> None:
     assert not trial.verify(PER_HEAD, out.flip(1), q, k, v).right
 
 
-def test_mask_rows_are_rows_of_the_mask() -> None:
+def test_terms_of_rows_are_rows_of_the_mask() -> None:
     rows = torch.tensor([0, 3, 19])
     full = torch.from_numpy(PER_HEAD.mask(20, 24))
-    assert torch.equal(trial.mask_rows(PER_HEAD, rows, 20, 24), full[:, rows])
+    for head in range(2):
+        assert torch.equal(trial.terms_of_rows(PER_HEAD, rows, head, 20, 24).mask, full[head, rows])
 
 
 def test_rows_to_check_are_all_or_a_sample_with_both_ends() -> None:

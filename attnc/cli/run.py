@@ -12,17 +12,19 @@ from attnc.cli import EXIT_INPUT, EXIT_INTERNAL
 from attnc.cli.options import (
     DTYPE_NAMES,
     TARGET_NAMES,
+    OpenShape,
     Shape,
     TileType,
+    data_options,
     heads_option,
     json_option,
     pattern_options,
     read_tile,
-    shape_option,
 )
 
 if TYPE_CHECKING:
     from attnc.compiler.ir.pattern import Pattern
+    from attnc.compiler.loaded import Loaded
     from attnc.runtime.inputs import Inputs
     from attnc.runtime.trial import Times, Verdict
 
@@ -43,6 +45,7 @@ class Report:
     verdict: Verdict
     times: Times
     module: Path
+    made_up: tuple[str, ...]
 
 
 @click.command(
@@ -51,12 +54,12 @@ class Report:
     "`attnc run causal --synthetic --heads 8 --head-dim 64 --shape n=4096`.",
 )
 @pattern_options
-@shape_option("Length (default: as many tokens as the text has; 4096 with --synthetic).")
+@data_options
 @click.option("--synthetic", is_flag=True,
               help="Random q, k, v in place of a pretrained model's.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Text for the model (default: the Declaration of Independence).")
-@click.option("--layer", type=click.IntRange(0, 5), default=None,
+@click.option("--model-layer", type=click.IntRange(0, 5), default=None,
               help="Which layer of the model (default: 5, the last).")
 @heads_option
 @click.option("--head-dim", type=click.IntRange(16, 256), metavar="D",
@@ -78,10 +81,12 @@ def command(
     file: str,
     pattern_name: str | None,
     defines: dict[str, str],
-    shape: Shape | None,
+    inputs: dict[str, object],
+    shape: OpenShape | None,
+    layer: int | None,
     synthetic: bool,
     text: Path | None,
-    layer: int | None,
+    model_layer: int | None,
     heads: int | None,
     head_dim: int | None,
     dtype: str | None,
@@ -95,20 +100,26 @@ def command(
     """Compile FILE (a path, or a zoo name), run it on real input, verify it, and report.
 
     q, k and v are those of one layer of a pretrained MiniLM (12 heads of 32) on a text; longer
-    inputs repeat the text. Each output is held against dense attention in float64: all queries up
+    inputs repeat the text. Inputs of the pattern come with -I; those that do not are made up, and
+    the report says so. Each output is held against dense attention in float64: all queries up
     to 4096, a sample of 512 over that, each against all of its keys.
     """
-    from attnc.cli.inputs import check_heads, load_pattern
+    from attnc.cli.inputs import check_heads, load_any
     from attnc.cli.planning import needs_torch
-    from attnc.cli.terminal import progress
+    from attnc.cli.terminal import progress, show_diagnostics
 
-    if synthetic and (text is not None or layer is not None):
-        raise click.UsageError("--text and --layer belong to the model, --synthetic has none")
+    if synthetic and (text is not None or model_layer is not None):
+        raise click.UsageError("--text and --model-layer belong to the model, --synthetic has none")
     if not synthetic and head_dim is not None:
         raise click.UsageError("--head-dim goes with --synthetic; the model's heads have 32")
     if not synthetic and shape is not None and shape.nq != shape.nk:
         raise click.UsageError("the model attends from a text to itself; nq, nk: --synthetic")
-    pattern = load_pattern(file, pattern_name, defines)
+    sizes = dict(shape.extents) if shape is not None else {}
+    loaded = load_any(file, pattern_name, {**defines, **inputs, **sizes})
+    loaded = loaded if layer is None else loaded.at_layer(layer)
+    pattern = loaded.ir
+    show_diagnostics(pattern.warnings)
+    lengths = lengths_of(loaded, shape)
     check_heads(pattern, heads)
     with progress(5) as steps:
         steps.step("loading torch")
@@ -124,13 +135,13 @@ def command(
         device = pick_device(target)
         steps.step("making q, k, v")
         try:
-            inputs = make_inputs(
-                synthetic, shape, text, 5 if layer is None else layer,
+            made = make_inputs(
+                synthetic, lengths, text, 5 if model_layer is None else model_layer,
                 wanted_heads, head_dim, dtype, device,
             )
         except MissingExtra:
             return say_missing_extra(file)
-        report = run(pattern, file, inputs, target, tile, output, rounds, dense, steps)
+        report = run(loaded, file, made, target, tile, output, rounds, dense, steps)
     if as_json:
         import json
 
@@ -138,6 +149,16 @@ def command(
     else:
         click.echo(as_text(report))
     return None if report.verdict.right else EXIT_INTERNAL
+
+
+def lengths_of(loaded: Loaded, shape: OpenShape | None) -> Shape | None:
+    """Return the lengths asked for, or those that spaces and inputs say; None: any."""
+    if shape is not None and shape.nq is not None and shape.nk is not None:
+        return Shape(shape.nq, shape.nk)
+    if loaded.ir.lengths == (None, None) and not loaded.inputs and not loaded.ir.extents:
+        return None
+    sides = loaded.shape(extents=dict(shape.extents) if shape is not None else {})
+    return Shape(*sides[-2:])
 
 
 def pick_device(target: str | None) -> str:
@@ -199,7 +220,7 @@ def say_missing_extra(file: str) -> int:
 
 
 def run(
-    pattern: Pattern,
+    loaded: Loaded,
     file: str,
     inputs: Inputs,
     target: str | None,
@@ -212,11 +233,13 @@ def run(
     """Compile, call, verify, time."""
     from attnc.api import Pattern as Face
     from attnc.api import compile as compile_op
+    from attnc.codegen.inputs import argument
     from attnc.compiler.counts import count
     from attnc.runtime import trial
+    from attnc.runtime.inputs import made_up
 
     q, k, v = inputs.q, inputs.k, inputs.v
-    on_gpu = q.is_cuda
+    nq, nk, on_gpu, pattern = q.shape[2], k.shape[2], q.is_cuda, loaded.ir
     steps.step(f"compiling {pattern.name}")
     op = compile_op(
         Face(pattern),
@@ -228,23 +251,48 @@ def run(
         cpu_tile=(tile.q, tile.k) if tile and not on_gpu else None,
         folder=output,
     )
-    out = op(q, k, v)
+    extents = {name: loaded.sizes[name] for name in pattern.extents}
+    arrays = given_arrays(loaded)
+    invented = made_up(pattern, nq, nk, arrays, extents)
+    read = pattern.given(nq, nk, as_numpy({**arrays, **invented}), extents)
+    asked: dict[str, Any] = {
+        argument(name): value.to(q.device) if hasattr(value, "to") else value
+        for name, value in {**arrays, **invented}.items()
+    }
+    if extents:
+        asked["extents"] = extents
+    out = op(q, k, v, **asked)
     steps.step("verifying against float64")
-    verdict = trial.verify(pattern, out, q, k, v)
+    verdict = trial.verify(pattern, out, q, k, v, read)
     steps.step("timing")
-    timed_dense = max(q.shape[2], k.shape[2]) <= DENSE_TOKENS if dense is None else dense
-    times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense)
-    block_mask = op.plan.forward.block_mask if on_gpu else op.plan.cpu.block_mask
+    timed_dense = max(nq, nk) <= DENSE_TOKENS if dense is None else dense
+    times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense, **asked)
+    plan = op.plan.forward if on_gpu else op.plan.cpu
     return Report(
         pattern=pattern,
         file=file,
         inputs=inputs,
-        tile=str(block_mask.tiling),
-        counts=dataclasses.asdict(count(block_mask, q.shape[2], k.shape[2])),
+        tile=str(plan.tiling),
+        counts=dataclasses.asdict(count(plan.block_mask, nq, nk, plan.data, read)),
         verdict=verdict,
         times=times,
         module=Path(op.path),
+        made_up=tuple(invented),
     )
+
+
+def given_arrays(loaded: Loaded) -> dict[str, Any]:
+    """Return the inputs that were given and that the pattern has: tensors, and numbers."""
+    import torch
+
+    taken = {one.name for one in loaded.ir.inputs}
+    arrays = {n: torch.from_numpy(a) for n, a in loaded.arrays().items() if n in taken}
+    return {n: a.item() if a.dim() == 0 else a for n, a in arrays.items()}
+
+
+def as_numpy(values: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors as NumPy arrays, numbers as they are."""
+    return {n: x.numpy() if hasattr(x, "numpy") else x for n, x in values.items()}
 
 
 def as_text(report: Report) -> str:
@@ -270,7 +318,7 @@ def as_text(report: Report) -> str:
     lengths = str(Shape(q.shape[2], report.inputs.k.shape[2]))
     lines = {
         "pattern": f"{pattern.name}({params}) of {report.file}",
-        "input": f"{report.inputs.origin}",
+        "input": f"{report.inputs.origin}{made_up_text(report.made_up)}",
         "shape": f"{lengths}, {q.shape[1]} heads of {q.shape[3]}, {dtype}, on {q.device.type}",
         "tiles": f"{report.tile}, {per_head}: {c['full']:,} full, {c['partial']:,} partial, "
         f"{c['empty']:,} empty ({c['visited'] / total_tiles:.1%} visited)",
@@ -284,6 +332,11 @@ def as_text(report: Report) -> str:
     return "\n".join(f"{name:<8} {line}" for name, line in lines.items())
 
 
+def made_up_text(names: tuple[str, ...]) -> str:
+    """Say which inputs of the pattern nobody gave."""
+    return f"; made up: {', '.join(names)} (-I gives real ones)" if names else ""
+
+
 def as_record(report: Report) -> dict[str, Any]:
     """Return the report as plain JSON values."""
     q, k, verdict, times = report.inputs.q, report.inputs.k, report.verdict, report.times
@@ -291,7 +344,7 @@ def as_record(report: Report) -> dict[str, Any]:
         "pattern": report.pattern.name,
         "params": dict(report.pattern.params),
         "file": report.file,
-        "input": report.inputs.origin,
+        "input": report.inputs.origin, "made_up": list(report.made_up),
         "nq": q.shape[2], "nk": k.shape[2], "heads": q.shape[1], "head_dim": q.shape[3],
         "dtype": str(q.dtype).removeprefix("torch."),
         "device": q.device.type,
