@@ -115,8 +115,10 @@ class Loaded:
     def arrays(self, inputs: Mapping[str, object] | None = None) -> dict[str, NDArray[Any]]:
         """Return the inputs that were given, now and before, as checked arrays by name."""
         self._refuse_unknown(inputs or {}, self._input_names(), "input")
-        declared = {p.name: p for n in _reachable(self.named) for p in _params(n)
-                    if isinstance(p, ast.Input)}  # fmt: skip
+        declared: dict[str, ast.Input] = {}
+        for param in (p for named in _reachable(self.named) for p in _params(named)):
+            if isinstance(param, ast.Input):
+                declared.setdefault(param.name, param)
         arrays = {}
         for name, given in {**self.inputs, **(inputs or {})}.items():
             try:

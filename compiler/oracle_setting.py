@@ -199,7 +199,7 @@ class Setting(Functions):
         if strict:
             self.sizes.known.update(hints)
         self.equations()
-        for name, size in {**hints, **outer}.items():
+        for name, size in {**outer, **hints}.items():
             if name not in self.sizes.known:
                 self.sizes.known[name] = size
                 self.equations()

@@ -149,6 +149,17 @@ def test_inside_a_segment_the_other_pattern_sees_the_segment() -> None:
     assert np.array_equal(mask(text), by(lambda q, k: (q, k) == (1, 4), 5, 5))
 
 
+def test_extents_go_before_the_lengths_of_a_segment() -> None:
+    text = """
+    pattern near on grid(y, x) = { q -> k : q.y == k.y }
+    pattern p on a: grid(y, x) ++ b: grid(i: 5) = { q in b -> k in a : (q, k) in near }
+    """
+    found = mask(text, extents={"y": 2, "x": 3})
+    assert np.array_equal(
+        found, by(lambda q, k: q >= 6 and k < 6 and (q - 6) // 3 == k // 3, 11, 11)
+    )
+
+
 def test_patterns_as_parameters() -> None:
     text = """
     pattern p(one: pattern = causal, more: list[pattern] = [causal]) =
