@@ -13,6 +13,8 @@ from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.read import read
 from attnc.compiler.ir.show import show
 from attnc.compiler.ir.verify import verify
+from attnc.compiler.passes.eliminate import eliminate
+from attnc.dsl.diagnostics import CompileError
 from attnc.dsl.resolve import STDLIB
 from tests.strategies_data import Case, data_cases, grid_cases, plain_cases
 
@@ -121,6 +123,22 @@ def test_names_of_a_pair_are_not_captured() -> None:
             20, 14,
         )
     )  # fmt: skip
+
+
+def test_a_quantifier_over_what_is_read_is_written_out() -> None:
+    text = (
+        "input doc: int[n]\n"
+        "pattern thirds = { q -> k : exists e in 0..5 : q - k == 3 * e }\n"
+        "pattern p = { q -> k : (doc[q], k) in thirds }\n"
+    )
+    case = Case(text, 9, 9, {"doc": np.arange(9)[::-1] * 2})
+    found, data = agree(case), {"doc": case.inputs["doc"]}
+    flat = eliminate(found)
+    assert not any(isinstance(node, ex.Exists) for node in ex.walk(flat.predicate))
+    assert np.array_equal(flat.mask(9, 9, data), found.mask(9, 9, data))
+    endless = driver.load_text(text.replace("0..5", "0..n"))
+    with pytest.raises(CompileError, match="ATT0408"):
+        eliminate(endless)
 
 
 # ------------------------------------------------------------------------------------- scores

@@ -53,19 +53,17 @@ def _without(expr: Any, pattern: pat.Pattern) -> Any:
 
 
 def _formula(exists: ex.Exists, pattern: pat.Pattern) -> ex.BoolExpr:
-    reason = ""
-    try:
-        with sets.budget():
-            return sets.without_quantifiers(exists, pattern.heads)
-    except sets.OverBudget as error:
-        reason = str(error)
-    low, high = exists.low, exists.high
-    if isinstance(low, ex.Const) and isinstance(high, ex.Const):
-        values = range(low.value, high.value + 1)
-        if len(values) <= MAX_UNROLLED:
-            return ex.or_(
-                *(ex.substitute(exists.body, {exists.var: ex.Const(v)}) for v in values)
-            )
+    reason = "it depends on what is known at the call only"
+    if ex.is_static(exists):
+        try:
+            with sets.budget():
+                return sets.without_quantifiers(exists, pattern.heads)
+        except sets.OverBudget as error:
+            reason = str(error)
+    extent = ex.sub(exists.high, exists.low)
+    if isinstance(extent, ex.Const) and extent.value < MAX_UNROLLED:
+        values = (ex.add(exists.low, ex.Const(turn)) for turn in range(extent.value + 1))
+        return ex.or_(*(ex.substitute(exists.body, {exists.var: value}) for value in values))
     raise CompileError(
         (
             Diagnostic(
