@@ -106,6 +106,18 @@ def test_a_pattern_knows_its_lengths_inputs_and_extents() -> None:
     assert read(show(found)) == found
 
 
+def test_sizes_of_one_name_in_two_patterns_are_two() -> None:
+    text = """
+    pattern one(input a: int[m]) = { q -> k : a[q mod m] == k }
+    pattern two(input b: int[m]) = { q -> k : b[q mod m] == k }
+    input c: int[*]
+    pattern p = one | two | one(a: c)
+    """
+    data = {"a": [1, 2, 3], "b": [0, 5], "c": [4, 4, 6, 6, 0]}
+    found = agree(Case(text, 8, 8, {n: np.array(v) for n, v in data.items()}))
+    assert sorted(found.sizes) == ["m", "m_2", "m_3"]
+
+
 def test_notes_name_what_is_not_linear() -> None:
     text = "pattern p = { q -> k : q * k < 9 or q mod (k + 1) == 0 }"
     notes = driver.load_text(text).warnings

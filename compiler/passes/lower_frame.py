@@ -45,7 +45,8 @@ class Frame:
 class FrameLowering:
     """Makes frames; what goes wrong gathers in ``found``.
 
-    ``sizes`` are the sides of inputs that the call says, ``known`` those that were given now.
+    ``sizes`` are the sides of inputs that the call says, with who declares them (an item and the
+    inputs it was given); ``known`` are those that were given now.
     """
 
     def __init__(self, exprs: ExprLowering, layer: int | None) -> None:
@@ -54,7 +55,7 @@ class FrameLowering:
         self.layer = layer
         self.inputs = InputLowering(exprs)
         self.spaces = SpaceLowering(exprs)
-        self.sizes: dict[str, None] = {}
+        self.sizes: dict[str, tuple[object, ...]] = {}
         self.known: dict[str, int] = {}
 
     # ------------------------------------------------------------------------ parameter values
@@ -246,16 +247,19 @@ class FrameLowering:
         """Bind the sizes: bare names in the sides of inputs, and in the number of heads."""
         clause = item.heads or module.heads
         sides = [d for one in inputs for d in one.dims]
+        passed = (held.name for held in given.values() if isinstance(held, Array))
+        owner = (id(item), *passed)
         for one in inputs:  # an input of the caller brings its sides along
             held = given.get(one.name)
-            for side, dim in zip(
-                held.dims if isinstance(held, Array) else (), one.dims, strict=False
-            ):
-                if isinstance(dim.extent, ast.Name) and side is not None:
-                    name = dim.extent.name
-                    if name not in env.names:
-                        size = Num(side, 1, 1, lv.POSITION_BOUND)
-                        env = env.bind(name, size).bounded(f"{name}[]", 0, None)
+            for axis, dim in enumerate(one.dims if isinstance(held, Array) else ()):
+                if isinstance(dim.extent, ast.Name) and dim.extent.name not in env.names:
+                    assert isinstance(held, Array)
+                    side = held.dims[axis] or self.inputs.found[held.name].dims[axis]
+                    if side is None:
+                        side = ex.Read(self._size(dim.extent.name, owner))
+                        self.inputs.fix(held.name, axis, side)
+                    size = Num(side, 1, 1, lv.POSITION_BOUND)
+                    env = env.bind(dim.extent.name, size)
         counted = clause is not None and "heads" not in free_names(clause.count)
         scalars = {one.name for one in inputs if not one.dims}
         parts: list[ast.Node] = [*sides, *(() if clause is None else (clause.count,))]
@@ -266,9 +270,17 @@ class FrameLowering:
                 if name in self.known:
                     env = env.bind(name, lv.const(self.known[name]))
                     continue
-                self.sizes.setdefault(name)
-                env = env.bind(name, lv.read(name)).bounded(f"{name}[]", 0, None)
+                unique = self._size(name, owner)
+                env = env.bind(name, lv.read(unique)).bounded(f"{unique}[]", 0, None)
         return env
+
+    def _size(self, name: str, owner: tuple[object, ...]) -> str:
+        """Return a name for a size of an item: others may have another of that name."""
+        unique, count = name, 1
+        while self.sizes.setdefault(unique, owner) != owner:
+            count += 1
+            unique = f"{name}_{count}"
+        return unique
 
     def _heads(self, item: Whole, module: Module, env: Env) -> int | None:
         clause = item.heads or module.heads

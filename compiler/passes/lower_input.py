@@ -59,6 +59,12 @@ class InputLowering:
         self.found[name] = replace(one, name=name)
         return self.found[name]
 
+    def fix(self, name: str, axis: int, side: ex.IntExpr) -> None:
+        """Give a name to a side of an input that was declared ``*``."""
+        dims = list(self.found[name].dims)
+        dims[axis] = side
+        self.found[name] = replace(self.found[name], dims=tuple(dims))
+
     # ------------------------------------------------------------------------------ formulas
 
     def formula(self, expr: ast.Expr, env: Env) -> ar.ArrayExpr:

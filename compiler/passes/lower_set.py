@@ -68,6 +68,8 @@ class SetLowering(FrameLowering):
                     help="give both the same number of heads",
                 )
             )
+        if lowered.heads is not None and lowered.kv != clause.kv:
+            self.found.append(_other_heads(clause.span))
         # One head serves every head: a mask for h = 0 alone says nothing about the others.
         heads = frame.heads if frame.heads > 1 else None
         return replace(lowered, heads=heads, kv=clause.kv)
@@ -137,12 +139,7 @@ class SetLowering(FrameLowering):
         heads = self.same_heads(parts, where)
         kinds = {p.kv for p in parts if p.heads is not None}
         if len(kinds) > 1:
-            self.found.append(
-                Diagnostic(
-                    code="ATT0309", message="a set of query heads meets a set of key/value heads",
-                    span=where, help="declare both with `heads`, or both with `kv_heads`",
-                )
-            )  # fmt: skip
+            self.found.append(_other_heads(where))
         return Lowered(_EMPTY, heads, kinds == {True}, sides)
 
     def same_heads(self, parts: list[Lowered], where: Span) -> int | None:
@@ -353,6 +350,13 @@ class SetLowering(FrameLowering):
         if len(groups) == 1:
             return next(iter(groups))
         return ex.or_(*(ex.and_(_heads_test(hs, heads), part) for part, hs in groups.items()))
+
+
+def _other_heads(where: Span) -> Diagnostic:
+    return Diagnostic(
+        code="ATT0309", message="a set of query heads meets a set of key/value heads", span=where,
+        help="declare both with `heads`, or both with `kv_heads`",
+    )  # fmt: skip
 
 
 def _shape(side: Side) -> tuple[object, ...]:

@@ -75,7 +75,7 @@ def lookup(items: Sequence[Item], index: Num, ranges: ex.Ranges, span: Span) -> 
             if line is not None and _inside(low, high, len(items)):
                 slope_, offset = line
                 return lv.total((lv.times(slope_, index, span), lv.const(offset)), span)
-            if high is None or high >= len(items):
+            if high is None or high >= len(items) or not runs:
                 runs.append((len(items), lv.const(0)))
             chain = _chain(runs, index, isinstance(sample, Real), span)
             return chain if low is not None and low >= 0 else _below(index, chain, span)
