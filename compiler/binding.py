@@ -53,19 +53,28 @@ def _read_patterns(given: object, type_: ast.Type) -> ast.Expr:
             return parse_expression(given)
         except CompileError as error:
             raise ValueError(f"expected {describe(type_)}, found {given!r}") from error
-    if type_.item is None or not hasattr(given, "__iter__"):
+    if type_.item is None:
         raise ValueError(f"expected {describe(type_)}, found {given!r}")
-    items = tuple(_read_patterns(item, type_.item) for item in given)
-    return ast.ListOf(items=items)
+    return ast.ListOf(
+        items=tuple(_read_patterns(item, type_.item) for item in _items(given, type_))
+    )
+
+
+def _items(given: object, type_: ast.Type) -> list[object]:
+    """Return the items of what stands for a list. Raises: ValueError where it has none."""
+    try:
+        if not isinstance(given, str | Mapping):
+            return list(given)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        pass
+    raise ValueError(f"expected {describe(type_)}, found {given!r}")
 
 
 def _read(given: object, type_: ast.Type) -> Value:
     match type_.kind:
         case "list":
-            if isinstance(given, str) or not hasattr(given, "__iter__"):
-                raise ValueError(f"expected {describe(type_)}, found {given!r}")
             assert type_.item is not None
-            return tuple(_read(item, type_.item) for item in given)
+            return tuple(_read(item, type_.item) for item in _items(given, type_))
         case "bool":
             if type(given).__name__ in ("bool", "bool_"):
                 return bool(given)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnc.compiler.binding import Value, read_array, read_value
+from attnc.compiler.binding import Value, names_patterns, read_array, read_value
 from attnc.compiler.ir.pattern import Pattern
 from attnc.dsl import nodes as ast
+from attnc.dsl.check import check
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion
-from attnc.dsl.resolve import Module, Named
+from attnc.dsl.resolve import Module, Named, Names
 from attnc.dsl.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -205,9 +206,10 @@ class Loaded:
     ) -> Given:
         from attnc.compiler.oracle import Given
 
-        for name, length in (("nq", nq), ("nk", nk), *(extents or {}).items()):
-            if length is not None and length < 0:
-                raise ValueError(f"{name} is {length}; a length is 0 or more")
+        lengths = {name: n for name, n in (("nq", nq), ("nk", nk)) if n is not None}
+        for name, length in (*lengths.items(), *(extents or {}).items()):
+            if not _is_size(length):
+                raise ValueError(f"{name} is {length!r}; a length is an integer from 0")
         all_inputs = {**self.inputs, **(inputs or {})}
         self._refuse_unknown(inputs or {}, self._input_names(), "input")
         self._refuse_unknown(extents or {}, self.size_names, "extent")
@@ -261,6 +263,9 @@ class Loaded:
                     self.values[name] = read_value(value, params[name])
                 except ValueError as error:
                     found.append(self._wrong_value(params[name], error))
+                    continue
+                if names_patterns(params[name].type):
+                    found += self._wrong_patterns(params[name], self.values[name])
             elif name in self._input_names():
                 self.inputs[name] = _literal(name, value)
             elif name == "layer" and _is_size(value):
@@ -278,6 +283,22 @@ class Loaded:
             code="ATT0301", message=f"parameter `{param.name}`: {error}",
             notes=(f"declared in {where}",), help="give a value of that type",
         )  # fmt: skip
+
+    def _wrong_patterns(self, param: ast.Param, value: Any) -> list[Diagnostic]:
+        """Return what is wrong with the patterns that were given for a parameter.
+
+        They are checked where they would stand in the file: as its default.
+        """
+        module, item = self.named.module, self.named.item
+        given = replace(param, low=None, high=None, default=value)
+        params = tuple(given if p is param else p for p in item.params)
+        changed = {id(param): given, id(item): replace(item, params=params)}
+        items = tuple(changed.get(id(i), i) for i in module.file.items)
+        own = Names()
+        copy = replace(module, file=ast.File(items=items), own=own)
+        for written in items:
+            own.add(written, copy)
+        return [d for d in check(copy) if d.severity == "error"]
 
     def _refuse_unknown(
         self, given: Mapping[str, object], names: tuple[str, ...], what: str

@@ -134,3 +134,27 @@ def test_the_ir_keeps_the_sizes_that_may_stay_open() -> None:
     other = attnc.zoo.bigbird(block=8, heads=2)
     assert other == pattern
     assert torch.equal(other.mask(n=64, inputs={"rand": rand}), pattern.mask(n=64))
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("casual", "ATT0202"), ("window(left: true)", "ATT0301"), ("window(lift: 1)", "ATT0206"),
+        ("window(", "ATT0301"), ([["causal"]], "ATT0301"), (3, "ATT0301"),
+    ],
+)  # fmt: skip
+def test_patterns_given_by_name_are_checked(given: object, code: str) -> None:
+    text = "pattern p(inner: pattern = causal) = inner & { q -> k : q - k < 2 }"
+    right = attnc.parse(text, inner="window(left: 1)").mask(n=4)
+    assert torch.equal(right, attnc.zoo.window(left=1).mask(n=4))
+    with pytest.raises(attnc.CompileError) as wrong:
+        attnc.parse(text, inner=given)
+    assert {d.code for d in wrong.value.diagnostics} == {code}
+
+
+@pytest.mark.parametrize("extent", [-1, "x", None, 2.5, True, [3]])
+def test_an_extent_is_a_length(extent: Any) -> None:
+    pattern = attnc.parse("pattern p on grid(y, x: 2) = { q -> k : q.y == k.y }")
+    assert pattern.mask(extents={"y": 3}).shape == (1, 6, 6)
+    with pytest.raises(ValueError, match=r"y is .*; a length is an integer from 0"):
+        pattern.mask(extents={"y": extent})
