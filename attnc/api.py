@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Counts
+from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from attnc.compiler.loaded import Loaded
     from attnc.dsl.diagnostics import Diagnostic
     from attnc.runtime.op import Op
-    from attnc.runtime.options import TileLike
+    from attnc.runtime.options import AnyTileLike, TileLike
 
 _DEFAULT_TILE = (128, 64)
 _LENGTH_MAX = 2**30
@@ -163,7 +164,7 @@ class Pattern:
         *,
         nq: int | None = None,
         nk: int | None = None,
-        tile: TileLike = _DEFAULT_TILE,
+        tile: AnyTileLike = _DEFAULT_TILE,
         inputs: Mapping[str, object] | None = None,
         extents: Mapping[str, int] | None = None,
     ) -> Blocks:
@@ -171,18 +172,25 @@ class Pattern:
 
         No pair is evaluated, but where tiles wait for data: there those pairs are that bounds of
         the tile leave open, in bounded memory.
-        Units: ``tile`` in tokens, queries by keys, as ``(128, 64)`` or ``"128x64"``.
+        Units: ``tile`` in tokens, queries by keys, as ``(128, 64)`` or ``"128x64"``; on a grid of
+        known extents also a box of each, as ``((4, 4, 8), (4, 4, 8))`` or ``"4x4x8,4x4x8"``.
         Args: ``inputs`` and ``extents`` as for ``mask``.
+        Raises: ValueError for a tile that is none or does not go with the pattern.
         """
         from attnc.compiler.passes.data_form import tiles_of
-        from attnc.runtime.options import as_tiling
+        from attnc.runtime.options import as_any_tiling
 
         given = self._given("blocks", n, nq, nk, inputs, extents, None)
         if isinstance(self._source, pat.Pattern):
             data = self.ir.given(**given)
         else:
             given["nq"], given["nk"], data = self._source.data(**given)
-        mask, tests, _ = tiles_of(self.ir, as_tiling(tile))
+        tiling = as_any_tiling(tile)
+        if isinstance(tiling, BoxTiling):
+            from attnc.compiler.passes.classify_grid import classify_grid
+
+            return Blocks(classify_grid(self.ir, tiling), given["nq"], given["nk"])
+        mask, tests, _ = tiles_of(self.ir, tiling)
         return Blocks(mask, given["nq"], given["nk"], tests, data)
 
     def __eq__(self, other: object) -> bool:
@@ -209,18 +217,21 @@ class Blocks:
 
     def __init__(
         self,
-        ir: BlockMask,
+        ir: BlockMask | GridMask,
         nq: int,
         nk: int,
         tests: DataTiles | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> None:
         from attnc.compiler.counts import count
+        from attnc.compiler.counts_grid import count_grid
 
         self.ir = ir
         self.nq = nq
         self.nk = nk
-        self.counts: Counts = count(ir, nq, nk, tests, given)
+        self.counts: Counts = (
+            count_grid(ir) if isinstance(ir, GridMask) else count(ir, nq, nk, tests, given)
+        )
         self._waits = tests is not None
         self._given = given
 
@@ -277,7 +288,10 @@ class Blocks:
         Shape: bool ``[heads or 1, nq, nk]``.
         Raises: ImportError without torch.
         """
-        kept = self.ir.dense(self.nq, self.nk, self._given)
+        if isinstance(self.ir, GridMask):
+            kept = self.ir.dense()
+        else:
+            kept = self.ir.dense(self.nq, self.nk, self._given)
         mask: torch.Tensor = _torch("Blocks.dense").from_numpy(kept)
         return mask
 

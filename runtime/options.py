@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import TARGETS, Plan, Target
 
@@ -17,6 +18,7 @@ _DTYPE_NAMES: Mapping[str, Dtype] = {
     "fp32": "fp32", "float32": "fp32", "float": "fp32", "torch.float32": "fp32",
 }
 TileLike: TypeAlias = "Tiling | tuple[int, int] | str"
+AnyTileLike: TypeAlias = "TileLike | BoxTiling | tuple[tuple[int, ...], tuple[int, ...]]"
 _HEAD_DIMS = range(16, 257)
 
 
@@ -101,6 +103,34 @@ def as_tiling(tile: TileLike, option: str = "tile") -> Tiling:
                 f"{option} must be two positive integers, queries by keys, such as (128, 64) or "
                 f"'128x64', got {tile!r}"
             )
+
+
+def as_any_tiling(tile: AnyTileLike) -> Tiling | BoxTiling:
+    """Return a tile shape as ``as_tiling`` does, or boxes of a grid.
+
+    Boxes are given as ``BoxTiling``, ``((4, 4, 8), (4, 4, 8))`` or ``"4x4x8,4x4x8"``.
+    """
+    boxes: list[Any] = []
+    if isinstance(tile, BoxTiling):
+        boxes = [tile.query, tile.key]
+    elif isinstance(tile, str) and "," in tile:
+        boxes = [[int(s) if s.isdecimal() else 0 for s in b.split("x")] for b in tile.split(",")]
+    elif isinstance(tile, tuple | list) and any(isinstance(b, tuple | list) for b in tile):
+        boxes = list(tile)
+    if not boxes:
+        return as_tiling(tile)  # type: ignore[arg-type]
+    if len(boxes) != 2 or not all(map(_is_box, boxes)):
+        raise ValueError(
+            "tile must be two boxes, of queries and of keys, whose sides are powers of two, such"
+            f" as ((4, 4, 8), (4, 4, 8)) or '4x4x8,4x4x8', got {tile!r}"
+        )
+    return BoxTiling(tuple(boxes[0]), tuple(boxes[1]))
+
+
+def _is_box(box: object) -> bool:
+    return isinstance(box, tuple | list) and bool(box) and all(
+        type(side) is int and side > 0 and not side & (side - 1) for side in box
+    )
 
 
 def visible_target() -> Target:

@@ -18,6 +18,7 @@ from attnc.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.ir.plan import DataTiles, Plan
     from attnc.compiler.loaded import Loaded
 
@@ -66,6 +67,7 @@ def command(
     """
     from attnc.cli.inputs import check_heads, load_any
     from attnc.cli.terminal import show_diagnostics
+    from attnc.compiler.ir.gridmask import BoxTiling
 
     counted = shape is not None or bool(inputs)
     if counted and stage != "blocks":
@@ -92,6 +94,8 @@ def command(
             from attnc.compiler.ir.show import show
 
             text, record = show(pattern), {"pattern": pattern.name}
+        elif stage == "blocks" and isinstance(tile, BoxTiling):
+            text, record = emit_boxes(loaded, tile, shape or OpenShape())
         else:
             from attnc.cli.planning import plan_for
 
@@ -155,6 +159,27 @@ def emit_blocks(
         texts.append(counts_text(counted, Shape(nq, nk)))
         facts |= counted
     return "\n\n".join(texts), facts
+
+
+def emit_boxes(
+    loaded: Loaded, tile: BoxTiling, shape: OpenShape
+) -> tuple[str, dict[str, object]]:
+    """Return the boxes of a pattern on grids with their counts, and the same as facts for JSON."""
+    import dataclasses
+
+    from attnc.compiler.counts_grid import count_grid
+    from attnc.compiler.ir.show import show
+    from attnc.compiler.passes.classify_grid import classify_grid
+    from attnc.dsl.diagnostics import CompileError, Diagnostic
+
+    try:
+        mask = classify_grid(loaded.ir, tile)
+    except ValueError as wrong:
+        raise CompileError([Diagnostic(code="ATT0405", message=str(wrong))]) from wrong
+    nq, nk, _ = loaded.data(shape.nq, shape.nk, extents=dict(shape.extents))
+    counted = dataclasses.asdict(count_grid(mask))
+    facts: dict[str, object] = {"pattern": loaded.name, "tile": str(tile), **counted}
+    return f"{show(mask)}\n\n{counts_text(counted, Shape(nq, nk))}", facts
 
 
 def tests_text(data: DataTiles) -> str:

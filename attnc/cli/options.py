@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.ir.gridmask import BoxTiling
 
     # Generic since click 8.4, and not before.
     _Typed: TypeAlias = click.ParamType[Any]
@@ -65,17 +66,29 @@ class InputType(_Typed):
 
 
 class TileType(_Typed):
-    """``128x64``: tokens of a tile, queries by keys."""
+    """``128x64``: tokens of a tile, queries by keys; with ``boxes`` a box of each as well."""
 
     name = "QxK"
 
+    def __init__(self, *, boxes: bool = False) -> None:
+        self.boxes = boxes
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(value))
-        if not found:
-            self.fail(f"`{value}` is not a tile; write queries x keys, such as 128x64", param, ctx)
-        return int(found[1]), int(found[2])
+    ) -> tuple[tuple[int, ...], ...]:
+        boxes = str(value).split(",")
+        found = [re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", box) for box in boxes]
+        sides = tuple(tuple(map(int, box.split("x"))) for box in boxes) if all(found) else ()
+        if len(sides) == 1 and len(sides[0]) == 2:
+            return sides
+        if len(sides) == 2 and self.boxes:
+            if any(side & (side - 1) for box in sides for side in box):
+                self.fail(f"`{value}` is not a tile of boxes: sides are powers of two", param, ctx)
+            return sides
+        more = ", or for a grid a box of each, such as 4x4x8,4x4x8" if self.boxes else ""
+        self.fail(
+            f"`{value}` is not a tile; write queries x keys, such as 128x64{more}", param, ctx
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +207,15 @@ def read_defines(
 
 
 def read_tile(
-    _ctx: click.Context, _param: click.Parameter, given: tuple[int, int] | None
-) -> Tiling | None:
-    """Make a ``Tiling`` of a ``--tile`` flag."""
+    _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[int, ...], ...] | None
+) -> Tiling | BoxTiling | None:
+    """Make a tile shape of a ``--tile`` flag."""
     if given is None:
         return None
     from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.ir.gridmask import BoxTiling
 
-    return Tiling(*given)
+    return Tiling(*given[0]) if len(given) == 1 else BoxTiling(*given)
 
 
 def pattern_options(command: F) -> F:
@@ -245,8 +259,9 @@ def shape_option(help_text: str) -> Callable[[F], F]:
 def plan_options(command: F) -> F:
     """Add the flags that decide what is generated."""
     for decorate in (
-        click.option("--tile", type=TileType(), callback=read_tile, metavar="QxK",
-                     help="Tile shape in tokens, such as 128x64 (default: the plan picks)."),
+        click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
+                     help="Tile shape in tokens, such as 128x64 (default: the plan picks); with "
+                     "emit --stage blocks also boxes of a grid, 4x4x8,4x4x8."),
         click.option("--dtype", type=click.Choice(DTYPE_NAMES), default="bf16",
                      show_default=True, help="Element type of q, k and v."),
         click.option("--value-dim", type=click.IntRange(16, 256), metavar="DV",

@@ -18,9 +18,19 @@ def plan_for(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object
 ) -> Plan:
     """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile."""
-    from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.passes.build_plan import build_plan
 
+    if isinstance(tile, BoxTiling):
+        raise CompileError(
+            [
+                Diagnostic(
+                    code="ATT0405", message=f"tile {tile} has boxes, and kernels walk plain tiles",
+                    help="`attnc emit --stage blocks` shows the boxes of a grid; write a tile as"
+                    " queries x keys, such as 128x64",
+                )
+            ]
+        )
     assert tile is None or isinstance(tile, Tiling)
     on_cpu = target == "cpu"
     try:

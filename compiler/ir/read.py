@@ -9,6 +9,7 @@ from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
 from attnc.compiler.ir.read_expr import (
     formula,
     integer,
@@ -23,40 +24,59 @@ from attnc.dsl.diagnostics import CompileError
 from attnc.dsl.parser import parse
 from attnc.dsl.source import Source
 
-_INTERVAL = re.compile(r"kb in (?P<first>.*) \.\. (?P<last>.*)")
+_INTERVAL = re.compile(r"kb(?:_\d+)? in (?P<first>.*) \.\. (?P<last>.*)")
+_SEGMENTS = re.compile(r"segment (\d+) -> (\d+): ")
 _TILES = re.compile(
-    r"kb = (?P<base>.*) \+ (?:(?P<period>\d+) \* (?:i|\(i div (?P<run>\d+)\) \+ i mod \d+)|i)"
+    r"kb(?:_\d+)? = (?P<base>.*) \+"
+    r" (?:(?P<period>\d+) \* (?:i|\(i div (?P<run>\d+)\) \+ i mod \d+)|i)"
     r" for i < (?P<count>.*)"
 )
 
 
-def read(text: str) -> pat.Pattern | BlockMask:
+def read(text: str) -> pat.Pattern | BlockMask | GridMask:
     """Parse the text of a pattern or of a block mask.
 
     Raises: ValueError if a line has no known form, CompileError if an expression does not parse.
     """
     lines = [line for line in text.splitlines() if line.strip()]
-    first = re.fullmatch(r"blocks tile (\d+)x(\d+)", lines[0]) if lines else None
+    first = re.fullmatch(r"blocks tile ([\dx]+)(,[\dx]+)?", lines[0]) if lines else None
     if first is None:
         return _pattern(lines)
     body = next((i for i, line in enumerate(lines) if line.startswith("  keep ")), 0)
     pattern = _pattern(lines[1 : body + 1])
-    pieces: list[Piece] = []
+    pieces: list[tuple[str, ex.BoolExpr]] = []
     widened: list[str] = []
     for line in lines[body + 1 :]:
         kind, _, rest = line.partition(" ")
         if kind == "widened":
             widened.append(rest)
         elif kind == "full":
-            pieces.append(Piece(tiles=_tiles(rest.strip())))
+            pieces.append((rest.strip(), ex.TRUE))
         elif kind == "partial":
             tiles, _, check = rest.partition(" check ")
-            pieces.append(Piece(tiles=_tiles(tiles.strip()), residual=predicate(check)))
+            pieces.append((tiles.strip(), predicate(check)))
         else:
             raise ValueError(f"not a line of a block mask: {line!r}")
-    return BlockMask(
-        pattern=pattern, tiling=Tiling(int(first[1]), int(first[2])), pieces=tuple(pieces),
-        widened=tuple(widened),
+    sides = tuple(map(int, first[1].split("x")))
+    if first[2] is None:
+        found = tuple(Piece(tiles=_tiles(tiles), residual=check) for tiles, check in pieces)
+        return BlockMask(
+            pattern=pattern, tiling=Tiling(*sides), pieces=found, widened=tuple(widened)
+        )
+    key_sides = tuple(map(int, first[2][1:].split("x")))
+    return GridMask(
+        pattern=pattern, tiling=BoxTiling(sides, key_sides), widened=tuple(widened),
+        pieces=tuple(_grid_piece(tiles, check) for tiles, check in pieces),
+    )
+
+
+def _grid_piece(text: str, check: ex.BoolExpr) -> GridPiece:
+    segments = _SEGMENTS.match(text)
+    axes = (text[segments.end() :] if segments is not None else text).split(" by ")
+    return GridPiece(
+        queries=int(segments[1]) if segments is not None else 0,
+        keys=int(segments[2]) if segments is not None else 0,
+        tiles=tuple(map(_tiles, axes)), residual=check,
     )
 
 

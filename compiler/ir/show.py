@@ -7,16 +7,19 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
+from attnc.compiler.ir.gridmask import GridMask, GridPiece
 from attnc.compiler.ir.plan import DataTiles, ForwardPlan, Plan, Segment
 
 
-def show(ir: pat.Pattern | BlockMask | Plan) -> str:
+def show(ir: pat.Pattern | BlockMask | GridMask | Plan) -> str:
     """Return the text of any IR, without a final newline."""
     match ir:
         case pat.Pattern():
             return "\n".join(_pattern(ir))
         case BlockMask():
             return "\n".join(_block_mask(ir))
+        case GridMask():
+            return "\n".join(_grid_mask(ir))
         case Plan():
             return "\n".join(_plan(ir))
 
@@ -83,22 +86,39 @@ def _block_mask(mask: BlockMask) -> list[str]:
 
 
 def _piece(piece: Piece) -> str:
-    if piece.full:
-        return f"full    {show_tiles(piece.tiles)}"
-    return f"partial {show_tiles(piece.tiles)} check {ex.show(piece.residual)}"
+    return _classed(show_tiles(piece.tiles), piece.residual)
 
 
-def show_tiles(tiles: Progression) -> str:
+def _grid_mask(mask: GridMask) -> list[str]:
+    lines = [f"blocks tile {mask.tiling}", *_pattern(mask.pattern)]
+    several = max(len(mask.queries), len(mask.keys)) > 1
+    lines += [_grid_piece(piece, several) for piece in mask.pieces]
+    return lines + [f"widened {note}" for note in mask.widened]
+
+
+def _grid_piece(piece: GridPiece, several: bool) -> str:
+    axes = [show_tiles(tiles, f"kb_{axis}") for axis, tiles in enumerate(piece.tiles)]
+    where = f"segment {piece.queries} -> {piece.keys}: " if several else ""
+    return _classed(where + " by ".join(axes), piece.residual)
+
+
+def _classed(tiles: str, residual: ex.BoolExpr) -> str:
+    if residual == ex.TRUE:
+        return f"full    {tiles}"
+    return f"partial {tiles} check {ex.show(residual)}"
+
+
+def show_tiles(tiles: Progression, name: str = "kb") -> str:
     """Return ``kb in first .. last`` (both included), or ``kb = first + ... for i < count``."""
     if tiles.period == 1:
         last = ex.sub(ex.add(tiles.base, tiles.count), ex.ONE)
         if ex.add(ex.sub(last, tiles.base), ex.ONE) == tiles.count:
-            return f"kb in {ex.show(tiles.base)} .. {ex.show(last)}"
+            return f"{name} in {ex.show(tiles.base)} .. {ex.show(last)}"
     if tiles.run > 1:
         steps = f"{tiles.period} * (i div {tiles.run}) + i mod {tiles.run}"
     else:
         steps = "i" if tiles.period == 1 else f"{tiles.period} * i"
-    return f"kb = {ex.show(tiles.base)} + {steps} for i < {ex.show(tiles.count)}"
+    return f"{name} = {ex.show(tiles.base)} + {steps} for i < {ex.show(tiles.count)}"
 
 
 def _plan(plan: Plan) -> list[str]:

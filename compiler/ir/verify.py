@@ -7,6 +7,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask
+from attnc.compiler.ir.gridmask import GridMask
 from attnc.compiler.ir.plan import ForwardPlan, Plan
 from attnc.dsl.diagnostics import Diagnostic
 
@@ -14,7 +15,11 @@ TRIAL_LENGTHS = ((1, 1), (33, 33), (50, 20), (20, 50))
 """Lengths at which a block mask is compared with its pattern (small: the comparison is dense)."""
 
 
-def verify(ir: pat.Pattern | BlockMask | Plan) -> tuple[Diagnostic, ...]:
+MAX_TRIAL_PAIRS = 1 << 22
+"""Most pairs at which the block mask of a grid is compared: its lengths are given."""
+
+
+def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, ...]:
     """Return a diagnostic for each broken invariant; empty means sound.
 
     A block mask is also compared with its pattern's dense mask at a few small lengths, so this is
@@ -25,6 +30,8 @@ def verify(ir: pat.Pattern | BlockMask | Plan) -> tuple[Diagnostic, ...]:
             found = _pattern(ir)
         case BlockMask():
             found = _pattern(ir.pattern) + _block_mask(ir)
+        case GridMask():
+            found = _pattern(ir.pattern) + _grid_mask(ir)
         case Plan():
             found = list(verify(ir.forward.block_mask)) + list(verify(ir.cpu.block_mask))
             found += _forward(ir.forward)
@@ -78,6 +85,31 @@ def _block_mask(mask: BlockMask) -> list[Diagnostic]:
         if not same:
             return [_broken(f"block mask and pattern differ at {nq} queries and {nk} keys")]
     return found
+
+
+def _grid_mask(mask: GridMask) -> list[Diagnostic]:
+    axes = range(mask.rank)
+    of_tiles = {"h", *(f"qb_{axis}" for axis in axes)}
+    of_tokens = {"h", *(f"{side}_{axis}" for side in "qk" for axis in axes)}
+    found: list[Diagnostic] = []
+    for number, piece in enumerate(mask.pieces):
+        for tiles in piece.tiles:
+            if (ex.free_vars(tiles.base) | ex.free_vars(tiles.count)) - of_tiles:
+                found.append(_broken(f"bounds of piece {number} use token variables"))
+            if not 1 <= tiles.run <= tiles.period:
+                found.append(_broken(f"piece {number} has run {tiles.run} over its period"))
+        if ex.free_vars(piece.residual) - of_tokens:
+            found.append(_broken(f"the residual of piece {number} uses tile variables"))
+    nq, nk = mask.pattern.lengths
+    assert nq is not None
+    assert nk is not None
+    if found or nq * nk * (mask.pattern.heads or 1) > MAX_TRIAL_PAIRS:
+        return found
+    try:
+        same = bool((mask.dense() == mask.pattern.mask(nq, nk)).all())
+    except AssertionError as error:
+        return [_broken(str(error))]
+    return [] if same else [_broken(f"block mask and pattern differ at {nq} queries, {nk} keys")]
 
 
 def _forward(forward: ForwardPlan) -> list[Diagnostic]:

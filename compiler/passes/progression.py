@@ -373,7 +373,9 @@ def _ends_of_basic(
         info = tiles.get_stride_info(0)
         residue = sets.int_expr(info.get_offset(), name)
         first = ex.add(first, ex.mod(ex.sub(residue, first), stride))
-    before_end = ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
+    before_end = last
+    if "NK" in sets.param_names(tiles):
+        before_end = ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
     if guards:  # isl drops 0 <= kb < NK where a guard implies it
         yield ex.maximum(first, ex.ZERO), before_end
     yield first, last

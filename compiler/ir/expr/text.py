@@ -30,7 +30,12 @@ from attnc.compiler.ir.expr.nodes import (
 
 _LEVEL = {"or": 1, "and": 2, "not": 3, "compare": 4, "sum": 5, "product": 6, "atom": 8}
 
-VARIABLES = frozenset({"q", "k", "h", "nq", "nk", "qb", "kb", "NQ", "NK"})
+MAX_RANK = 8
+"""Most axes of a grid whose coordinates have names in the IR."""
+
+VARIABLES = frozenset({"q", "k", "h", "nq", "nk", "qb", "kb", "NQ", "NK"}) | {
+    f"{name}_{axis}" for name in ("q", "k", "qb", "kb") for axis in range(MAX_RANK)
+}
 """What a bare name always means; an input without brackets of that name is ``scalar(q)``."""
 
 
