@@ -60,6 +60,15 @@ def of_batch(given: Given, b: int) -> dict[str, Any]:
     }
 
 
+def from_arrays(pattern: Pattern, nq: int, nk: int, arrays: Given) -> dict[str, Any]:
+    """Return inputs without a batch, and what is computed from them, as a kernel takes them."""
+    known = pattern.given(nq, nk, arrays)
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value))[None] if np.ndim(value) else value
+        for name, value in known.items()
+    }
+
+
 def dense(plan: ForwardPlan, nq: int, nk: int, given: Given, batch: int) -> np.ndarray:
     """Evaluate the mask. Shape: ``[batch, heads or 1, nq, nk]``."""
     pattern = plan.block_mask.pattern

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attnc.codegen.host import emit_host
 from attnc.codegen.triton_forward import emit_kernel
-from attnc.compiler.driver import load_text, load_zoo, zoo_names
+from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Piece, Progression, Tiling
 from attnc.compiler.passes.build_plan import build_plan
@@ -26,10 +26,12 @@ from tests.strategies import patterns
 ZOO: dict[str, dict[str, Any]] = {
     "a_shape": {"n_init": 3, "n_local": 20},
     "block_local": {"block": 24, "neighbours": 1},
+    "causal": {},
     "chunked": {"chunk": 24},
     "dilated": {"reach": 12, "rate": 3},
     "fixed": {"segment": 24, "summary": 5},
     "global_tokens": {"count": 3},
+    "logsparse_paper": {},
     "logsparse_restart": {"sub_len": 8},
     "longformer": {"w": 20, "dilation": [1, 2], "global_idx": [0, 40]},
     "longformer_chunks_no_overlap": {"w": 12},
@@ -39,6 +41,7 @@ ZOO: dict[str, dict[str, Any]] = {
     "moa_deploy": {"alpha": 16, "block": 8, "sink": 8},
     "moa_search": {"alpha": 16, "block": 8},
     "power_attention": {"block": 8, "window": 2},
+    "power_of_two": {},
     "prefix_lm": {"prefix": 19},
     "s2_attention": {"block": 8, "local_blocks": 2, "vert_stride": 3, "kv_heads": 3},
     "sink": {"size": 5},
@@ -79,11 +82,11 @@ def check(plan: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     assert_within(out, lse, q, k, v, mask.to(q.device), scale)
 
 
-@pytest.mark.parametrize("name", zoo_names())
+@pytest.mark.parametrize("name", ZOO)
 def test_zoo(name: str) -> None:
-    """Every stdlib pattern: pairs attended and tiles visited and masked are the block mask's."""
+    """Masks of plain sequences: pairs attended, tiles visited and masked are the block mask's."""
     plan = build_plan(
-        load_zoo(name, ZOO.get(name)), head_dim=16, value_dim=64, dtype="fp32", tile=Tiling(16, 16)
+        load_zoo(name, ZOO[name]), head_dim=16, value_dim=64, dtype="fp32", tile=Tiling(16, 16)
     ).forward
     kn.assert_agrees(plan, 70, 61)
 
