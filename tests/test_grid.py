@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnc
+from attnc.cli import invoke
 from attnc.compiler.counts_grid import count_grid
 from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir.blockmask import Counts, Progression
@@ -332,3 +333,20 @@ def test_patterns_without_boxes() -> None:
     text = "pattern p(input doc: int[n]) on grid(y: 4, x: 4) = { q -> k : doc[q] == doc[k] }"
     with pytest.raises(ValueError, match="wait for data"):
         attnc.parse(text).blocks(tile=((4, 4), (4, 4)), inputs={"doc": [0] * 16})
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """``emit --tile`` with boxes prints them with their counts; only for grids, only as blocks."""
+    swin = ["emit", "swin", "-D", "h=12", "-D", "w=10", "-D", "window=4", "--tile", "4x4,4x2"]
+    assert invoke(swin) == 0
+    text = capsys.readouterr().out
+    assert "full    kb_0 in qb_0 .. qb_0 by kb_1 in " in text
+    assert "# at n=120: " in text
+    for words, message in (
+        (("causal", "--tile", "4x4,4x4"), "`causal` has no grid"),
+        (("swin", "--tile", "4x4,4x4", "--stage", "plan"), "kernels walk plain tiles"),
+        (("swin", "--tile", "4x4,4x4", "--shape", "n=5"), "3136 queries, not 5"),
+        (("swin", "--tile", "4x5,4x4"), "sides are powers of two"),
+    ):
+        assert invoke(["emit", *words]) in (1, 2)
+        assert message in capsys.readouterr().err

@@ -18,6 +18,7 @@ def plan_for(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object
 ) -> Plan:
     """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile."""
+    from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.passes.build_plan import build_plan
 
