@@ -130,6 +130,8 @@ def _tile_pairs(
 
 def pairs_kept(block_mask: BlockMask, nq: int, nk: int) -> int:
     """Return how many (query, key) pairs the pattern keeps, over all heads of the mask."""
+    if not block_mask.pieces:
+        return 0
     by_token = classify(block_mask.pattern, Tiling(1, 1))
     if not by_token.widened:
         return _sum_rows(by_token, nq, nk)

@@ -330,6 +330,16 @@ def test_tests_of_a_static_pattern_agree_with_isl() -> None:
     assert dt.count(mask, tiles, 70, 90, {}) == count(mask, 70, 90)
 
 
+def test_nothing_waits_where_the_hull_is_empty() -> None:
+    """A pattern that no data can make keep a pair has no tiles to test."""
+    never = ex.and_(ex.compare("<", K, ex.ZERO), ex.compare("==", doc(Q), doc(K)))
+    mask, tiles, why = tiles_of(pattern_of(ex.and_(never, ex.compare(">", K, Q))), Tiling(16, 16))
+    assert (mask.pieces, tiles, why) == ((), None, ())
+    assert count(mask, 70, 90).empty == count(mask, 70, 90).total == 30
+    plan = build_plan(pattern_of(ex.and_(ex.FALSE, never)), head_dim=64)
+    assert (plan.forward.form, plan.forward.segments) == ("ranges", ())
+
+
 def test_no_tokens_no_rows() -> None:
     """Lengths of zero have no tile; a row may be empty."""
     pattern = pattern_of(ex.compare("==", doc(Q), doc(K)))
