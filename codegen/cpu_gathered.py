@@ -24,6 +24,7 @@ from attnc.codegen.tables import _Data, _Table, _tile_table, _TileRules
 _KEYS_AT_ONCE = 8192  # keys of a row in one call; longer rows merge by log-sum-exp
 _COPY_BYTES = 32 << 20  # keys and values held at once
 _SCORES_AT_ONCE = 1 << 22  # elements of a mask, or scores, held at once
+_PAIRS_AT_ONCE_MASKED = 1 << 17  # pairs whose predicate is evaluated at once
 _WORTH_A_CALL_BYTES = 1 << 20  # keys whose copy costs more than a call of their own
 _flash_gathered = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -51,10 +52,10 @@ class _Stretch(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """A part of batch and heads, under one mask."""
+    """A part of batch and heads, under one mask, or one for each head."""
 
     b: int  # item of the inputs
-    h: int  # head of the pattern
+    h: int | torch.Tensor  # head of the pattern; a tensor: one of each head of q, or of k
     items: slice
     q_heads: slice
     k_heads: slice
@@ -63,11 +64,22 @@ class _Share(NamedTuple):
 class _Place(NamedTuple):
     """What masks and scores are told besides q and k."""
 
-    h: int
+    h: int | torch.Tensor  # a tensor [E]: each lane has a head of its own
     b: int
     nq: int
     nk: int
     data: _Data
+
+    def evaluate(self, score: Callable[..., Any], dot: Any, q: Any, k: Any) -> Any:
+        """Call a score for positions ``[1, ...]``. Shape: ``[E or 1, ...]``."""
+        return score(dot, q, k, *self.told(k.dim() - 1))
+
+    def told(self, behind: int = 2) -> tuple[Any, ...]:
+        """Return the arguments behind q and k; ``behind`` dimensions stand behind that of lanes."""
+        h = self.h
+        if isinstance(h, torch.Tensor):
+            h = h.view(-1, *[1] * behind)
+        return h, self.b, self.nq, self.nk, self.data
 
 
 def _gathered_attention(
@@ -79,27 +91,28 @@ def _gathered_attention(
     tensors = {n: x for n, x in data.items() if isinstance(x, torch.Tensor)}
     own = max((len(x) for x in tensors.values()), default=1)
     data = data | {n: x.to(exact) for n, x in tensors.items() if x.is_floating_point()}
-    with torch.device("cpu"):  # whatever the default device is
-        table = _tile_table(plan.rules, nq, nk, own, data, q.device)
-        logit = None if plan.sink is None else plan.sink(q, k, data).to(exact)
-        q, k, v = _tiled(q, plan.rules.q), _tiled(k, plan.rules.k), _tiled(v, plan.rules.k)
-        out = torch.zeros(*q.shape[:4], v.shape[4], dtype=exact)
-        lse = torch.full(q.shape[:4], -math.inf, dtype=exact)
-        for share in _shares(plan, own > 1, q, k, v):
-            on_q, on_k = (share.items, share.q_heads), (share.items, share.k_heads)
-            lanes = [x[on_k].flatten(0, 1) for x in (k, v)]  # [E, tiles, BK, D or Dv]
-            sizes = (len(k[on_k]), k[on_k].shape[1], -1)  # E = B * Hkv; G heads of q for each
-            queries = q[on_q].unflatten(1, sizes[1:]).flatten(0, 1)  # [E, G, tiles, BQ, D]
-            place = _Place(share.h, share.b, nq, nk, data)
-            for part in _stretches(plan, table, place, lanes):
-                whole, total = _attend_rows(plan, part, place, scale, queries, *lanes)
-                rows = (slice(None),) * 3 + (part.rows,)
-                out[on_q].unflatten(1, sizes[1:])[rows] = whole.unflatten(0, sizes[:2])
-                lse[on_q].unflatten(1, sizes[1:])[rows] = total.unflatten(0, sizes[:2])
-        if logit is not None:
-            total = torch.logaddexp(lse, logit[..., None, None])
-            out *= (lse - total.masked_fill(total == -math.inf, 0)).exp_()[..., None]
-            lse = total
+    table = _tile_table(plan.rules, nq, nk, own, data, q.device)
+    logit = None if plan.sink is None else plan.sink(q, k, data).to(exact)
+    q, k, v = _tiled(q, plan.rules.q), _tiled(k, plan.rules.k), _tiled(v, plan.rules.k)
+    out = q.new_zeros((*q.shape[:4], v.shape[4]), dtype=exact)
+    lse = q.new_full(q.shape[:4], -math.inf, dtype=exact)
+    if plan.by_head and not plan.kv_heads and table.heads == 1:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    for share in _shares(plan, own > 1, table.heads == 1, q, k, v):
+        on_q, on_k = (share.items, share.q_heads), (share.items, share.k_heads)
+        lanes = [x[on_k].flatten(0, 1) for x in (k, v)]  # [E, tiles, BK, D or Dv]
+        sizes = (len(k[on_k]), k[on_k].shape[1], -1)  # E = B * Hkv; G heads of q for each
+        queries = q[on_q].unflatten(1, sizes[1:]).flatten(0, 1)  # [E, G, tiles, BQ, D]
+        place = _Place(share.h, share.b, nq, nk, data)
+        for part in _stretches(plan, table, place, lanes):
+            whole, total = _attend_rows(plan, part, place, scale, queries, *lanes)
+            rows = (slice(None),) * 3 + (part.rows,)
+            out[on_q].unflatten(1, sizes[1:])[rows] = whole.unflatten(0, sizes[:2])
+            lse[on_q].unflatten(1, sizes[1:])[rows] = total.unflatten(0, sizes[:2])
+    if logit is not None:
+        total = torch.logaddexp(lse, logit[..., None, None])
+        out *= (lse - total.masked_fill(total == -math.inf, 0)).exp_()[..., None]
+        lse = total
     out = out.flatten(2, 3)[:, :, :nq].to(k.dtype)
     return out.contiguous(), lse.flatten(2, 3)[:, :, :nq].contiguous()
 
@@ -113,27 +126,34 @@ def _tiled(x: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _shares(
-    plan: _Gathered, by_item: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    plan: _Gathered, by_item: bool, same_rows: bool, q: torch.Tensor, k: torch.Tensor,
+    v: torch.Tensor,
 ) -> Iterator[_Share]:
-    """Cut batch and heads into parts with one mask each, whose keys may be held at once."""
+    """Cut batch and heads into parts whose keys may be held at once, and that visit equal tiles.
+
+    Heads with masks of their own go together where they visit the ``same_rows``.
+    """
     batch, heads, kv_heads = q.shape[0], q.shape[1], k.shape[1]
     group = heads // kv_heads
     bytes_a_lane = _KEYS_AT_ONCE * (k.shape[4] + v.shape[4]) * k.element_size()
     most = max(1, _COPY_BYTES // bytes_a_lane)
     apart = by_item or batch * (1 if plan.by_head else kv_heads) > most
+    apart |= plan.by_head and same_rows and batch > 1
     for item in range(batch) if apart else (0,):
         items = slice(item, item + 1) if apart else slice(None)
         b = item if by_item else 0
-        if plan.by_head and not plan.kv_heads:
+        if plan.by_head and not plan.kv_heads and not same_rows:
             for h in range(heads):
                 own = h // group
                 yield _Share(b, h, items, slice(h, h + 1), slice(own, own + 1))
             continue
-        step = 1 if plan.by_head else min(kv_heads, most)
-        for h in range(0, kv_heads, step):
-            yield _Share(
-                b, h, items, slice(h * group, (h + step) * group), slice(h, h + step)
-            )
+        step = 1 if plan.by_head and not same_rows else min(kv_heads, most)
+        for first in range(0, kv_heads, step):
+            stop = min(first + step, kv_heads)
+            in_q, in_k = slice(first * group, stop * group), slice(first, stop)
+            each = plan.by_head and same_rows
+            h_of_lanes = first + _arange(stop - first) if each else first
+            yield _Share(b, h_of_lanes, items, in_q, in_k)
 
 
 def _stretches(
@@ -141,9 +161,9 @@ def _stretches(
 ) -> Iterator[_Stretch]:
     """Gather the rows of one batch item and head that have equally many tiles."""
     tiles_q, tiles_k = -(-place.nq // plan.rules.q), -(-place.nk // plan.rules.k)
-    first = (place.b if table.batch > 1 else 0) * table.heads + (
-        place.h if table.heads > 1 else 0
-    )
+    first = (place.b if table.batch > 1 else 0) * table.heads
+    if isinstance(place.h, int) and table.heads > 1:
+        first += place.h
     starts = table.starts[first * tiles_q : (first + 1) * tiles_q + 1]
     counts = starts.diff()
     a_tile = sum(x[:, 0].numel() * x.element_size() for x in lanes)
@@ -151,7 +171,7 @@ def _stretches(
         if count == 0:
             continue
         rows = (counts == count).nonzero()[:, 0]
-        entry = table.entries[starts[rows][:, None] + torch.arange(count)]
+        entry = table.entries[starts[rows][:, None] + _arange(count)]
         tiles = entry >> 3
         looked_at = entry & 7 == 1
         if place.nk % plan.rules.k:  # keys beyond the end
@@ -193,12 +213,13 @@ def _attend_rows(
     (lanes, group, _, tile_q, _), tile_k = queries.shape, k.shape[2]
     exact = torch.float64 if k.dtype == torch.float64 else torch.float32
     rows, count = part.tiles.shape
-    held = group * tile_q * tile_k * (1 if plan.additive else lanes)
+    shared = plan.additive and isinstance(place.h, int)
+    held = group * tile_q * tile_k * (1 if shared else lanes)
     copied = lanes * tile_k * (k.shape[3] + v.shape[3]) * k.element_size()
     wide = max(1, min(count, _KEYS_AT_ONCE // tile_k, _SCORES_AT_ONCE // held))
     tall = max(1, min(_SCORES_AT_ONCE // (held * wide), _COPY_BYTES // (copied * wide)))
-    out = torch.zeros(lanes, group, rows, tile_q, v.shape[3], dtype=exact)
-    lse = torch.full((lanes, group, rows, tile_q), -math.inf, dtype=exact)
+    out = k.new_empty((lanes, group, rows, tile_q, v.shape[3]), dtype=exact)
+    lse = k.new_empty((lanes, group, rows, tile_q), dtype=exact)
     for top in range(0, rows, tall):
         some = slice(top, top + tall)
         asked = queries[:, :, part.rows[some]]
@@ -227,8 +248,8 @@ def _by_flash(
     """Attend by torch's flash kernel. Shape: q ``[E, G, R, BQ, D]`` -> out, lse alike."""
     group, (tile_q, dim), value_dim = q.shape[1], q.shape[3:], v.shape[3]
     bias, dead = _bias(plan, part, place, k.dtype)
-    if bias is not None:  # the same for each head of a group
-        bias = bias.repeat(1, group, 1)[None]
+    if bias is not None and group > 1:  # the same for each head of a group
+        bias = bias.repeat(1, 1, group, 1)
     asked = q.transpose(1, 2).flatten(2, 3)  # [E, R, G * BQ, D]
     keys, values = (_keys_of(x, part) for x in (k, v))
     wider = value_dim - dim  # the kernel wants equal widths; zeros change no product
@@ -239,6 +260,7 @@ def _by_flash(
     out, lse = _flash_gathered(asked, keys, values, 0.0, False, attn_mask=bias, scale=scale)
     out, lse = (x.unflatten(2, (group, tile_q)).transpose(1, 2) for x in (out, lse))
     if dead is not None:  # the kernel says lse 0 for a row without keys
+        dead = dead[:, None]
         out, lse = out.masked_fill(dead[..., None], 0), lse.masked_fill(dead, -math.inf)
     return out[..., :value_dim], lse
 
@@ -253,7 +275,7 @@ def _by_products(
     keys, values = (_keys_of(x, part).to(exact)[:, None] for x in (k, v))  # [E, 1, R, T * BK, D]
     dot = (q.to(exact) @ keys.mT * scale).unflatten(4, (part.tiles.shape[1], -1))
     at_q, at_k = _positions(plan, part)
-    score = plan.score(dot, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
+    score = place.evaluate(plan.score, dot, at_q[:, None], at_k[:, None])
     score = score.expand_as(dot).clone()  # [E, G, R, BQ, T, BK]
     _masked(plan, part, place, score)
     score = score.flatten(4)
@@ -265,7 +287,7 @@ def _by_products(
 def _bias(
     plan: _Gathered, part: _Stretch, place: _Place, dtype: torch.dtype
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return what is added to the products, ``[R, BQ, T * BK]``, and the rows without keys.
+    """Return what is added to the products, ``[E or 1, R, BQ, T * BK]``, and rows without keys.
 
     None: nothing is added; every row has a key.
     """
@@ -273,38 +295,44 @@ def _bias(
         return None, None
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     tile_q, tile_k = plan.rules.q, plan.rules.k
-    bias = torch.zeros(len(part.rows), tile_q, part.tiles.shape[1], tile_k, dtype=exact)
+    heads = len(place.h) if isinstance(place.h, torch.Tensor) else 1
+    shape = (heads, len(part.rows), tile_q, part.tiles.shape[1], tile_k)
+    bias = part.rows.new_zeros(shape, dtype=exact)
     if plan.score is not None:
         at_q, at_k = _positions(plan, part)
-        dot = torch.zeros((), dtype=exact)
-        bias += plan.score(dot, at_q, at_k, place.h, place.b, place.nq, place.nk, place.data)
+        dot = bias.new_zeros(())
+        bias += place.evaluate(plan.score, dot, at_q, at_k)
     _masked(plan, part, place, bias)
-    bias = bias.flatten(2)
-    dead = bias.amax(2) == -math.inf
+    bias = bias.flatten(3)
+    dead = bias.amax(3) == -math.inf
     return bias, dead if dead.any() else None
 
 
 def _positions(plan: _Gathered, part: _Stretch) -> _Pair:
-    """Return the positions of queries ``[R, BQ, 1, 1]`` and keys ``[R, 1, T, BK]``."""
-    q = part.rows[:, None] * plan.rules.q + torch.arange(plan.rules.q)
-    k = part.tiles[:, :, None].to(torch.int64) * plan.rules.k + torch.arange(plan.rules.k)
-    return q[:, :, None, None], k[:, None]
+    """Return the positions of queries ``[1, R, BQ, 1, 1]`` and keys ``[1, R, 1, T, BK]``."""
+    q = part.rows[:, None] * plan.rules.q + _arange(plan.rules.q)
+    k = part.tiles[:, :, None].to(torch.int64) * plan.rules.k + _arange(plan.rules.k)
+    return q[None, :, :, None, None], k[None, :, None]
+
+
+def _arange(side: int) -> torch.Tensor:
+    return torch.arange(side, device="cpu")  # whatever the default device is
 
 
 def _masked(plan: _Gathered, part: _Stretch, place: _Place, score: torch.Tensor) -> None:
-    """Write -inf where a pair is not kept. Shape: score ``[..., R, BQ, T, BK]``."""
+    """Write -inf where a pair is not kept. Shape: score ``[E or 1, (G,) R, BQ, T, BK]``."""
     row, number = part.partial.nonzero().unbind(1)
-    if not len(row):
-        return
-    q = part.rows[row, None, None] * plan.rules.q + torch.arange(plan.rules.q)[:, None]
-    k = part.tiles[row, number, None, None].to(torch.int64) * plan.rules.k
-    k = k + torch.arange(plan.rules.k)
-    kept = plan.keep(q, k, place.h, place.b, place.nq, place.nk, place.data)
-    kept = kept & (k < place.nk) & (q >= 0)  # [tiles, BQ, BK]
-    by_tile = score.transpose(-2, -3).movedim((-4, -3), (0, 1))  # [R, T, ..., BQ, BK]
-    while kept.dim() < by_tile.dim() - 1:
-        kept = kept.unsqueeze(1)
-    by_tile[row, number] = by_tile[row, number].masked_fill(~kept, -math.inf)
+    tile_q, tile_k = plan.rules.q, plan.rules.k
+    by_tile = score.transpose(-2, -3).movedim((-4, -3), (0, 1))  # [R, T, E, (G,) BQ, BK]
+    step = max(1, _PAIRS_AT_ONCE_MASKED // (tile_q * tile_k * score.shape[0]))
+    for some in zip(row.split(step), number.split(step), strict=True):
+        q = part.rows[some[0], None, None, None] * tile_q + _arange(tile_q)[:, None]
+        k = part.tiles[some][:, None, None, None].to(torch.int64) * tile_k + _arange(tile_k)
+        kept = plan.keep(q, k, *place.told())
+        kept = kept & (k < place.nk) & (q >= 0)  # [tiles, E or 1, BQ, BK]
+        if by_tile.dim() == 6:  # the same for each head of a group
+            kept = kept[:, :, None]
+        by_tile[some] = by_tile[some].masked_fill(~kept, -math.inf)
 
 
 def _keys_of(x: torch.Tensor, part: _Stretch) -> torch.Tensor:
