@@ -127,6 +127,13 @@ def test_notes_name_what_is_not_linear() -> None:
     assert driver.load_text(scored).warnings == ()
 
 
+def test_lists_at_run_time_read_nothing_outside() -> None:
+    for items in ("[]", "[7]", "[1, 3, 5, 7]", "[4, 4, 0, 9]", "[0.5, 2, 2]"):
+        text = f"pattern p(w: list[rational] = {items}) = {{ q -> k : k <= w[q - 3] or q > 8 }}"
+        agree(Case(text, 12, 9))
+    agree(Case("pattern p(w: list[bool] = [true, false, true]) = { q -> k : w[k - q] }", 9, 9))
+
+
 def test_names_of_a_pair_are_not_captured() -> None:
     agree(
         Case(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from attnc.compiler.binding import Value, bind, names_patterns, show_value
+from attnc.compiler.binding import Value, bind, fit, names_patterns, show_value
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.passes import lower_value as lv
 from attnc.compiler.passes.lower_env import Env, from_item, to_item
@@ -138,9 +138,7 @@ class FrameLowering:
     ) -> tuple[tuple[str, Item], ...]:
         """Return the arguments of a reference, by the names of the parameters."""
         own = target.item.params
-        kinds = {
-            p.name: p for p in (*target.module.params, *target.module.inputs, *own)
-        }  # fmt: skip
+        kinds = {p.name: p for p in (*target.module.params, *target.module.inputs, *own)}
         given: list[tuple[str, Item]] = []
         for position, (name, value) in enumerate(args):
             param = kinds[name or own[position].name]
@@ -150,7 +148,8 @@ class FrameLowering:
             held = env.names.get(value.name) if isinstance(value, ast.Name) else None
             item = held if isinstance(held, Array) else self.exprs.value(value, env)
             if isinstance(param, ast.Param):
-                item = to_item(self.exprs.constant(item, value.span))
+                known: Any = self.exprs.constant(item, value.span)
+                item = to_item(fit(known, param.type))  # type: ignore[arg-type]
             given.append((param.name, item))
         return tuple(given)
 

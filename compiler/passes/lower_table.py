@@ -40,81 +40,74 @@ def lookup(items: Sequence[Item], index: Num, ranges: ex.Ranges, span: Span) -> 
 
     Raises: LowerError[ATT0312] if the list has too many runs of equal items.
     """
+    if items and all(isinstance(i, Logic) for i in items):
+        return _truth(items, index, span)
+    numbers = [i for i in items if isinstance(i, Num | Real)]
+    if len(numbers) < len(items):
+        raise LowerError(
+            "ATT0306", "a value here must be known at compile time", span,
+            label="items of this list cannot be chosen at run time",
+            help="use numbers, parameters, or variables of quantifiers with constant ends",
+        )  # fmt: skip
     low, high = ex.interval(index.expr, ranges)
-    first = max(0, low or 0) if low is not None else 0
+    first = max(0, low or 0)
     last = len(items) - 1 if high is None else min(high, len(items) - 1)
-    runs: list[tuple[int, Item]] = []  # the last index of each run, and what it holds
+    inside = low is not None and low >= 0 and high is not None and high < len(items)
+    line = _line(numbers[first : last + 1]) if inside else None
+    if line is not None:
+        slope, start = line[0], line[1] - line[0] * first
+        whole = all(isinstance(n, Num) and n.whole for n in numbers)
+        offset = lv.const(int(start) if whole else start)
+        return lv.total((lv.times(slope, index, span, whole), offset), span)
+    runs: list[tuple[int, Num | Real]] = []  # the last index of each run, and what it holds
     for place in range(first, last + 1):
-        if runs and runs[-1][1] == items[place]:
-            runs[-1] = (place, items[place])
-        else:
-            runs.append((place, items[place]))
+        if runs and runs[-1][1] == numbers[place]:
+            runs.pop()
+        runs.append((place, numbers[place]))
     if len(runs) > MAX_CASES:
-        slope = _line(items, first, last)
-        if slope is None or not _inside(low, high, len(items)):
-            raise LowerError(
-                "ATT0312", "the list has too many different items", span,
-                label=f"indexed at run time, it makes {len(runs)} cases; {MAX_CASES} are possible",
-                help="give it as an input: `input table: int[*]`",
-            )  # fmt: skip
-    sample = next((i for i in items if isinstance(i, Real)), items[0] if items else lv.const(0))
-    match sample:
-        case Logic():
-            if all(isinstance(i, Logic) and isinstance(i.expr, ex.Truth) for i in items):
-                kept = [i for i in range(first, last + 1) if items[i] == Logic(ex.TRUE, 1)]
-                test = ex.member(index.expr, kept) if kept else ex.FALSE
-                return lv.logic(test, 1 + len(kept), span)
-            tests = [
-                lv.all_of((Logic(ex.compare("==", index.expr, ex.Const(i)), 2), part), span)
-                for i, part in enumerate(items)
-                if isinstance(part, Logic)
-            ]
-            return lv.any_of(tests, span)
-        case Num() | Real():
-            line = _line(items, first, last) if len(runs) > 2 else None
-            if line is not None and _inside(low, high, len(items)):
-                slope_, offset = line
-                return lv.total((lv.times(slope_, index, span), lv.const(offset)), span)
-            if high is None or high >= len(items) or not runs:
-                runs.append((len(items), lv.const(0)))
-            chain = _chain(runs, index, isinstance(sample, Real), span)
-            return chain if low is not None and low >= 0 else _below(index, chain, span)
-    raise LowerError(
-        "ATT0306", "a value here must be known at compile time", span,
-        label="items of this list cannot be chosen at run time",
-        help="use numbers, parameters, or variables of quantifiers with constant ends",
-    )  # fmt: skip
-
-
-def _inside(low: int | None, high: int | None, count: int) -> bool:
-    return low is not None and low >= 0 and high is not None and high < count
-
-
-def _line(items: Sequence[Item], first: int, last: int) -> tuple[Fraction, Fraction] | None:
-    """Return slope and offset where the items are a linear function of the index."""
-    values = [lv.known(i) if isinstance(i, Num) else None for i in items[first : last + 1]]
-    known = [v for v in values if v is not None]
-    if len(known) < len(values) or len(known) < 2:
-        return None
-    slope = known[1] - known[0]
-    if any(b - a != slope for a, b in pairwise(known)):
-        return None
-    return slope, known[0] - slope * first
-
-
-def _chain(runs: list[tuple[int, Item]], index: Num, reals: bool, span: Span) -> Num | Real:
-    """Return the cases, the last run where no other holds."""
-    parts = [item for _, item in runs if isinstance(item, Num | Real)]
-    total: Num | Real = to_real(parts[-1], span) if reals else parts[-1]
-    for (last, _), part in zip(reversed(runs[:-1]), reversed(parts[:-1]), strict=True):
-        test = Logic(ex.compare("<=", index.expr, ex.Const(last)), 2)
-        total = choose(test, to_real(part, span) if reals else part, total, span)
-    return total
-
-
-def _below(index: Num, chain: Num | Real, span: Span) -> Num | Real:
-    zero: Num | Real = lv.const(0) if isinstance(chain, Num) else Real(sc.RealConst(0.0), 1)
+        raise LowerError(
+            "ATT0312", "the list has too many different items", span,
+            label=f"indexed at run time, it makes {len(runs)} cases; {MAX_CASES} are possible",
+            help="give it as an input: `input table: int[*]`",
+        )  # fmt: skip
+    zero: Num | Real = lv.const(0)
+    if any(isinstance(n, Real) for n in numbers):
+        zero = Real(sc.RealConst(0.0), 1)
+        runs = [(place, to_real(n, span)) for place, n in runs]
+    if high is None or high >= len(items) or not runs:
+        runs.append((len(items), zero))
+    chain = runs[-1][1]
+    for place, number in reversed(runs[:-1]):
+        test = Logic(ex.compare("<=", index.expr, ex.Const(place)), 2)
+        chain = choose(test, number, chain, span)
+    if low is not None and low >= 0:
+        return chain
     return choose(Logic(ex.compare(">=", index.expr, ex.ZERO), 2), chain, zero, span)
+
+
+def _truth(items: Sequence[Item], index: Num, span: Span) -> Logic:
+    """Return the item of a list of truth values."""
+    known = [i for i, item in enumerate(items) if item == Logic(ex.TRUE, 1)]
+    test = Logic(ex.member(index.expr, known) if known else ex.FALSE, 1 + len(known))
+    tests = [test]
+    for place, item in enumerate(items):
+        assert isinstance(item, Logic)
+        if not isinstance(item.expr, ex.Truth):
+            at = Logic(ex.compare("==", index.expr, ex.Const(place)), 2)
+            tests.append(lv.all_of((at, item), span))
+    return lv.any_of(tests, span)
+
+
+def _line(numbers: Sequence[Num | Real]) -> tuple[Fraction, Fraction] | None:
+    """Return slope and offset of three items or more that are a linear function of the index."""
+    known = [lv.known(n) if isinstance(n, Num) else None for n in numbers]
+    values = [v for v in known if v is not None]
+    if len(values) < len(known) or len(set(values)) < 3:
+        return None
+    slope = values[1] - values[0]
+    if any(b - a != slope for a, b in pairwise(values)):
+        return None
+    return slope, values[0]
 
 
 def choose(condition: Logic, then: Num | Real, otherwise: Num | Real, span: Span) -> Num | Real:
