@@ -361,3 +361,33 @@ def test_a_sum_of_many_conditionals_stays_one() -> None:
     ]
     whole = ex.add(*terms)
     assert simplify_int(whole, TOKEN_RANGES) == whole
+
+
+def test_reads_of_batches() -> None:
+    """Torch text reads the item of its batch, the only one where there is one, 0 outside."""
+    text = HostDialect({"q": "q"}, RANGES).integer(ex.Read("doc", (ex.sub(ex.Var("q"), ex.ONE),)))
+    q, b = torch.arange(5)[None, :], torch.arange(2)[:, None]
+    for rows in (1, 2):
+        doc = torch.arange(3 * rows, dtype=torch.int32).reshape(rows, 3) + 10
+        found = torch.as_tensor(eval(text, HOST, {"q": q, "b": b, "data": {"doc": doc}}))
+        want = [[0, *row, 0] for row in doc.tolist()]
+        assert found.dtype == torch.int64
+        assert found.tolist() == want
+    empty = {"doc": torch.zeros(2, 0, dtype=torch.int64)}
+    assert not eval(text, HOST, {"q": q, "b": b, "data": empty}).any()
+
+
+def test_an_element_is_loaded_once() -> None:
+    """Equal reads share a load; the inner one of two stands first; known bounds need no mask."""
+    dialect = TritonDialect({"q": "q_pos", "k": "k_pos", "h": "h"}, RANGES, INPUTS)
+    inner = ex.Read("doc", (ex.Var("q"),))
+    outer = ex.Read("kind", (ex.mod(inner, 3), ex.mod(ex.Var("k"), 40)))
+    text = dialect.boolean(ex.or_(ex.compare("==", outer, ex.ZERO), ex.compare("<", inner, outer)))
+    assert text == "(kind_at_0 == 0) | (doc_at_q < kind_at_0)"
+    assert [line for load in dialect.loads.values() for line in load.lines] == [
+        "doc_at_q = tl.load(In_doc + q_pos, mask=q_pos < Side_0_doc, other=0)",
+        "kind_at_0_0 = _floor_mod(doc_at_q, 3)",
+        "kind_at_0_1 = k_pos % 40",
+        "kind_at_0 = tl.load(In_kind + kind_at_0_0 * 40 + kind_at_0_1)",
+    ]
+    assert [load.side for load in dialect.loads.values()] == ["q", "both"]
