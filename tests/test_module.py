@@ -17,6 +17,7 @@ import attnc
 from attnc import gallery
 from attnc.codegen import module as emitted
 from attnc.codegen.cpu import pasted
+from attnc.codegen.data import pasted as pasted_files
 from attnc.compiler import driver
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern, Where
@@ -107,6 +108,13 @@ def test_the_pasted_parts_are_the_sources() -> None:
             line for line in part.splitlines() if not line.startswith(("import ", "from "))
         )
         assert body.strip() in text
+
+
+def test_the_pasted_parts_of_a_module_with_inputs_are_the_sources() -> None:
+    text = emitted.emit_module(build_plan(attnc.zoo.document().ir, head_dim=16))
+    for name in ("tables.py", "tile_bounds.py", "cpu_gathered.py", "op_inputs.py"):
+        assert pasted_files(name)[1] in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_golden(update_golden: bool) -> None:
