@@ -245,12 +245,13 @@ class Loaded:
         from attnc.compiler.oracle_space import free_names
 
         yield {}
-        known = sizes(self.named, Given(self.values, inputs=self.inputs, sizes=self.sizes))
+        given = Given(self.values, inputs=self.inputs, sizes=self.sizes)
+        known = sizes(self.named, given, used=True)
         clauses = ((n.module, n.item.heads or n.module.heads) for n in _reachable(self.named))
         named = (free_names(heads.count, module) for module, heads in clauses if heads is not None)
         counts = set().union(*named)
         yield {name: size for name, size in known.items() if name in counts}
-        yield known
+        yield sizes(self.named, given)
 
     # ---------------------------------------------------------------------- what was given
 

@@ -112,14 +112,18 @@ def scores(named: Named[Any], given: Given, dot: Any = 0.0) -> Scores:
         )  # fmt: skip
 
 
-def sizes(named: Named[Any], given: Given) -> dict[str, int]:
-    """Return the symbolic extents and size variables that inputs and spaces determine."""
+def sizes(named: Named[Any], given: Given, *, used: bool = False) -> dict[str, int]:
+    """Return the symbolic extents and size variables that inputs and spaces determine.
+
+    ``used``: those of used patterns as well; of two with one name, that of the user counts.
+    """
     with deep_recursion():
         chosen = Chosen(named, tuple(given.values.items()))
         known = dict(given.sizes or {})
         world = World(given.inputs or {})
         scope = Scope(world, chosen, given.lengths, {}, known, strict=True, complete=False)
-        return {n: s for n, s in scope.sizes.known.items() if n not in ("nq", "nk")}
+        found = {**(scope.used_sizes() if used else {}), **scope.sizes.known}
+        return {name: size for name, size in found.items() if name not in ("nq", "nk")}
 
 
 def _scope(named: Named[Any], given: Given, layer: int) -> Scope:

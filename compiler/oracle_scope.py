@@ -109,13 +109,13 @@ class Scope(Setting):
             self.world.scopes[key] = inner
         return self.world.scopes[key]
 
-    def used_lengths(self) -> dict[str, int]:
-        """Return the lengths that used patterns have by their own inputs and spaces."""
+    def used_sizes(self) -> dict[str, int]:
+        """Return the lengths and sizes that used patterns have by their inputs and spaces."""
         if isinstance(self.item, ast.Score):
             return {}
         env = {**self.sizes.env, **{n: Tensor(array) for n, array in self.tensors.items()}}
         outer = dict(self.sizes.known)
-        lengths: dict[str, int] = {}
+        found: dict[str, int] = {}
         for reference in _references(_body(self.item)):
             names = set().union(*(free_names(a.value, self.module) for a in reference.args))
             if names <= env.keys() and not isinstance(env.get(reference.name), tuple):
@@ -123,8 +123,8 @@ class Scope(Setting):
                 inner = Scope(
                     self.world, chosen, (None, None), outer, {}, strict=True, complete=False
                 )
-                lengths |= {n: s for n, s in inner.sizes.known.items() if n in ("nq", "nk")}
-        return lengths
+                found = {**inner.used_sizes(), **inner.sizes.known, **found}
+        return found
 
     # ---------------------------------------------------------------------------------- sets
 

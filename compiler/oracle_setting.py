@@ -205,15 +205,16 @@ class Setting(Functions):
                 self.equations()
         one = {"nq", "nk"} & self.sizes.known.keys()
         if not one:
-            self.sizes.known.update(self.used_lengths())
+            used = self.used_sizes()
+            self.sizes.known.update({n: used[n] for n in ("nq", "nk") if n in used})
             self.equations()
             one = {"nq", "nk"} & self.sizes.known.keys()
         if len(one) == 1:  # as many queries as keys
             self.sizes.known.update(dict.fromkeys(("nq", "nk"), self.sizes.known[one.pop()]))
             self.equations()
 
-    def used_lengths(self) -> dict[str, int]:
-        """Return the lengths that used items have by their own inputs and spaces."""
+    def used_sizes(self) -> dict[str, int]:
+        """Return the lengths and sizes that used items have by their inputs and spaces."""
         return {}
 
     def need_lengths(self) -> None:

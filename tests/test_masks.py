@@ -136,6 +136,14 @@ def test_the_ir_keeps_the_sizes_that_may_stay_open() -> None:
     assert torch.equal(other.mask(n=64, inputs={"rand": rand}), pattern.mask(n=64))
 
 
+def test_head_counts_follow_from_inputs_of_used_patterns() -> None:
+    lists = {"verticals": [[0], [1]], "slashes": [[0], [1, 2]]}
+    text = "pattern p = vertical_slash & window(left: 2)"
+    pattern = attnc.parse(text, **lists)
+    assert pattern.heads == 2
+    assert torch.equal(pattern.mask(n=4), attnc.parse(text).mask(n=4, inputs=lists))
+
+
 @pytest.mark.parametrize(
     ("given", "code"),
     [
