@@ -125,6 +125,8 @@ def _int_text(expr: ex.IntExpr, bound: list[tuple[str, str]]) -> str:
             rule = f"((({test}) and {name} = {yes}) or ((not ({test})) and {name} = {no}))"
             bound[at] = (name, rule)
             return name
+        case _:
+            raise AssertionError(f"not static: {expr}")
 
 
 def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:

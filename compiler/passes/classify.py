@@ -23,8 +23,15 @@ MAX_RESIDUALS = 8
 """With more partial pieces than this, all of them check the whole predicate (one mask class)."""
 
 
+GRID_SHARE = 16
+"""What part of a budget a pattern on a grid gets, one in so many: mostly a millisecond is enough or
+a second is not, and tests of the tiles serve instead."""
+
 LESS = 2
 """After a spent budget the next, coarser attempt gets one part in so many."""
+
+EVERYTHING = Progression(base=ex.ZERO, count=ex.Var("NK"))
+"""All tiles of a row."""
 
 SIMPLE = 36
 """Operations in the bounds of a piece below which no simpler form is looked for."""
@@ -59,7 +66,7 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     if pattern.predicate == ex.FALSE:
         return BlockMask(pattern=pattern, tiling=tiling, pieces=())
     notes: list[str] = []
-    share = 1
+    share = share_of(pattern)
     for attempt, failure in (
         (_exact, "full tiles are masked too"),
         (_visited, "each row visits the hull of its tiles"),
@@ -72,11 +79,18 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
             notes.append(f"{failure}: {error}")
             if isinstance(error, sets.Spent):
                 share *= LESS
-    everything = Progression(base=ex.ZERO, count=ex.Var("NK"))
     return BlockMask(
         pattern=pattern, tiling=tiling, widened=tuple(notes),
-        pieces=(Piece(tiles=everything, residual=pattern.predicate),),
+        pieces=(Piece(tiles=EVERYTHING, residual=pattern.predicate),),
     )
+
+
+def share_of(pattern: Pattern) -> int:
+    """Return what part of a budget a pattern gets: one in so many."""
+    spaces = (s for s in (pattern.query_space, pattern.key_space) if s is not None)
+    segments = [segment for space in spaces for segment in space.segments]
+    on_grid = any(len(s.extents) > 1 or s.tile is not None for s in segments)
+    return GRID_SHARE if on_grid else 1
 
 
 def _exact(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:

@@ -45,11 +45,11 @@ def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
     if len(mask.widened) > 1:  # the visited tiles are no progressions, or too much for isl
         return _of_pieces(mask)
     try:
-        with sets.budget():
+        with sets.budget(share=cl.share_of(pattern)):
             found = cl.project(pattern, tiling)
         parts = cl.best_split(found.nonempty, found, pattern, tiling)
         few = len(parts) <= MAX_STRIPS
-        with sets.budget():
+        with sets.budget(share=cl.share_of(pattern)):
             checks = [cl.residual_of(found, e, whole) if few else whole for _, e in parts]
     except sets.OverBudget:
         return _of_pieces(mask)
