@@ -208,9 +208,9 @@ class ExprLowering:
             help="use numbers, parameters, or variables of quantifiers with constant ends",
         )  # fmt: skip
 
-    def write_out(self, *items: Item) -> None:
-        """Ask for the variables of items to be written out, where they can be."""
-        used = frozenset[str]().union(*map(free_vars, items))
+    def write_out(self, *items: Item, but: str = "") -> None:
+        """Ask for the variables of items, ``but`` one, to be written out, where they can be."""
+        used = frozenset[str]().union(*map(free_vars, items)) - {but}
         for name in reversed(self.each):
             if name in used:
                 raise NeedsUnroll(name)
@@ -256,7 +256,8 @@ class ExprLowering:
         index = self.number(expr.index, env)
         if isinstance(items, Array):
             if not env.scoring:
-                self.write_out(*(Num(i, 1, 1, 1) for i in items.index), index)
+                # A read may depend on the head: kernels know it, and no quantifier binds it.
+                self.write_out(*(Num(i, 1, 1, 1) for i in items.index), index, but="h")
             lv.fits_machine((index,), expr.index.span)
             deeper = Array(
                 items.name, items.kind, items.dims, (*items.index, index.expr),
@@ -323,7 +324,7 @@ class ExprLowering:
         if isinstance(right, Array):
             assert isinstance(left, Num)
             if not env.scoring:
-                self.write_out(left, *(Num(i, 1, 1, 1) for i in right.index))
+                self.write_out(left, *(Num(i, 1, 1, 1) for i in right.index), but="h")
             return self.surroundings.holds(right, left, env, span)
         assert isinstance(right, tuple)
         return lv.member(left, right, span) or lv.any_of(
