@@ -264,7 +264,7 @@ class SetLowering(FrameLowering):
             length = lv.known(stretch.length)
             if length is not None:
                 inner = inner.bounded(variable, 0, int(length) - 1)
-            number = lv.var(variable, lv.POSITION_BOUND)
+            number = lv.var(variable, lv.POSITION_BOUND - 1)
             inner = inner.bind(name, Position(number, stretch if stretch.extents else None))
         return inner
 
