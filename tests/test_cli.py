@@ -76,7 +76,7 @@ def test_a_wrong_file_is_exit_1_with_plain_diagnostics(broken: str) -> None:
         (["emit", LONGFORMER, "--stage", "ptx", "--target", "cpu"], "GPU code"),
         (["emit", LONGFORMER, "--stage", "ast", "--explain"], "does not make"),
         (["run", LONGFORMER, "--head-dim", "64"], "goes with --synthetic"),
-        (["run", LONGFORMER, "--synthetic", "--layer", "2"], "belong to the model"),
+        (["run", LONGFORMER, "--synthetic", "--model-layer", "2"], "belong to the model"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_exit_2_and_says_what_to_write(
