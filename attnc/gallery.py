@@ -104,8 +104,6 @@ def picture(name: str, most: int = MOST_DOTS) -> str:
 
     Returns "" for a file without an example (it holds functions only).
     """
-    import numpy as np
-
     example = entry(name).fields.get("Example")
     if example is None:
         return ""
@@ -135,9 +133,8 @@ def markdown() -> str:
             parts.append(f"```text\n{drawing}\n```\n")
         if "Example" in shown.fields:
             parts.append(f"Drawn: `{_short(shown.fields['Example'])}`\n")
-        parts += [
-            f"- **{field}.** {shown.fields[field]}" for field in FIELDS[:-1] if field in shown.fields
-        ]
+        said = [field for field in FIELDS[:-1] if field in shown.fields]
+        parts += [f"- **{field}.** {shown.fields[field]}" for field in said]
         parts.append(f"\n```attn file\n{_body(shown.text)}```\n")
     return "\n".join(parts)
 
