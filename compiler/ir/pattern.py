@@ -7,7 +7,7 @@ relative to the legal pairs ``0 <= q < nq, 0 <= k < nk, 0 <= h < heads``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.arrays import ArrayExpr
 from attnc.compiler.ir.score import RealExpr
+from attnc.compiler.ir.transpose import transposed, transposed_formula, transposed_score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +170,22 @@ class Pattern:
         """Whether isl can hold the mask: it reads nothing and is linear."""
         return ex.is_static(self.predicate)
 
+    def transposed(self) -> Pattern:
+        """Return the inverse relation: keeps (k, q) where this one keeps (q, k).
+
+        Spaces, lengths and score terms are exchanged as well; heads and inputs stay, and so do the
+        names of inputs. Rows of its block mask are the key tiles of this pattern.
+        """
+        return replace(
+            self,
+            body=_transposed(self.body),
+            query_space=_transposed_space(self.key_space),
+            key_space=_transposed_space(self.query_space),
+            inputs=tuple(map(_transposed_input, self.inputs)),
+            score=None if self.score is None else transposed_score(self.score),
+            sink=None if self.sink is None else transposed_score(self.sink),
+        )
+
     def given(
         self,
         nq: int,
@@ -275,3 +292,35 @@ def predicate(node: Node) -> ex.BoolExpr:
             return ex.and_(predicate(left), ex.not_(predicate(right)))
         case Complement(part):
             return ex.not_(predicate(part))
+
+
+def _transposed(node: Node) -> Node:
+    match node:
+        case Where(inner):
+            return Where(transposed(inner))
+        case Union(parts):
+            return Union(tuple(map(_transposed, parts)))
+        case Intersection(parts):
+            return Intersection(tuple(map(_transposed, parts)))
+        case Difference(left, right):
+            return Difference(_transposed(left), _transposed(right))
+        case Complement(part):
+            return Complement(_transposed(part))
+
+
+def _transposed_space(space: Space | None) -> Space | None:
+    if space is None:
+        return None
+    return Space(
+        segments=tuple(
+            replace(grid, extents=tuple(map(transposed, grid.extents))) for grid in space.segments
+        )
+    )
+
+
+def _transposed_input(one: Input) -> Input:
+    return replace(
+        one,
+        dims=tuple(None if side is None else transposed(side) for side in one.dims),
+        formula=None if one.formula is None else transposed_formula(one.formula),
+    )

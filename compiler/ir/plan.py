@@ -1,7 +1,7 @@
 """Kernel plan: what codegen prints, every decision already made.
 
-A ``ForwardPlan`` serves one target; a ``Plan`` is what one written module holds: the GPU kernel
-and the CPU executor of one pattern. codegen reads these objects and decides nothing.
+A ``LoopPlan`` is one GPU kernel for one target; a ``Plan`` is what one written module holds: the
+GPU kernels and the CPU executor of one pattern. codegen reads these objects and decides nothing.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ class DataTiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardPlan:
-    """One forward kernel: one loop over key tiles, the mask behind a uniform branch.
+class LoopPlan:
+    """One kernel: for each tile of one side one loop over tiles of the other, masks in branches.
 
+    ``block_mask`` says which side has the rows: query tiles ``qb``, or of a transposed pattern the
+    key tiles of the pattern that was written.
     ``form`` "ranges": the loop runs over the concatenated ``segments`` (at most 8), no table.
     ``form`` "table": the loop runs over a CSR row; an entry is ``kb * 8 + mask class``; the host
     builds the table from ``segments`` on the device once per lengths (count, scan, fill).
@@ -75,8 +77,34 @@ class ForwardPlan:
 
     @property
     def tiling(self) -> Tiling:
-        """The tile shape in tokens."""
+        """The tile shape in tokens, the side of the rows first."""
         return self.block_mask.tiling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPlan(LoopPlan):
+    """The forward kernel: rows are query tiles; a row makes its outputs and log-sum-exps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardPlan:
+    """The backward kernels: each row writes what is its own, so nothing is added atomically.
+
+    ``dq``: rows are query tiles; a row makes its part of dQ.
+    ``dkdv``: rows are key tiles, of the transposed pattern; a row makes its parts of dK and dV. All
+    of it is in the names of the transposed pattern (``q``, ``qb``, ``nq`` are the keys');
+    ``transpose.transposed`` gives an expression its own names back.
+    ``dk``: where one pass holds too much: ``dkdv`` makes dV alone, and this one dK.
+    """
+
+    dq: LoopPlan
+    dkdv: LoopPlan
+    dk: LoopPlan | None = None
+
+    @property
+    def loops(self) -> tuple[LoopPlan, ...]:
+        """All kernels, in the order they run."""
+        return (self.dq, self.dkdv) if self.dk is None else (self.dq, self.dkdv, self.dk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +149,13 @@ class CpuPlan:
 class Plan:
     """Everything one written module needs; ``notes`` explain the choices (``--explain``).
 
-    Either both executors have ``data`` or none has; their predicates are the same.
+    Either both executors have ``data`` or none has; their predicates are the same. ``backward`` is
+    None in a module that only runs forward; its kernels have ``data`` where the forward has it, and
+    the CPU executor needs no plan of its own for it.
     """
 
     pattern: Pattern
     forward: ForwardPlan
     cpu: CpuPlan
+    backward: BackwardPlan | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)

@@ -8,6 +8,7 @@ more pieces than usual no longer fits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,14 +70,31 @@ GATHER_REGISTERS = 80
 
 
 def default(
-    choices: tuple[TileChoice, ...], pattern: Pattern, value_dim: int
+    choices: tuple[TileChoice, ...], pattern: Pattern, held: Callable[[TileChoice], int]
 ) -> TileChoice:
-    """Return the tile to take unasked: the best, or a smaller where a pair costs registers."""
+    """Return the tile to take unasked: the best, or a smaller where a pair costs registers.
+
+    Args: ``held`` counts the scores and sums that a program holds at once.
+    """
     if _gathers(pattern):
-        held = {c: c.q * (c.k + padded(value_dim)) // (32 * c.warps) for c in choices}
-        return next((c for c in choices if held[c] <= GATHER_REGISTERS), choices[-1])
+        fits = (c for c in choices if held(c) // (32 * c.warps) <= GATHER_REGISTERS)
+        return next(fits, choices[-1])
     heavy = ex.op_count(pattern.predicate) > HEAVY_OPERATIONS
     return choices[1] if heavy and len(choices) > 1 else choices[0]
+
+
+def asked(
+    choices: tuple[TileChoice, ...], tile: Tiling, row_tokens: int, target: Target
+) -> TileChoice:
+    """Return how a tile runs that was asked for: as its table says, or as its rows suggest.
+
+    Units: ``row_tokens`` is the side that a program keeps while it loops over the other.
+    """
+    same = [choice for choice in choices if choice.tiling == tile]
+    if same:
+        return same[0]
+    warps = 8 if row_tokens >= 128 and target != "gfx942" else 4
+    return TileChoice(q=tile.q, k=tile.k, warps=warps, stages=min(c.stages for c in choices))
 
 
 def _gathers(pattern: Pattern) -> bool:

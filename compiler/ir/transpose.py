@@ -1,0 +1,65 @@
+"""Expressions -> the same relation read from its other side: queries and keys exchanged.
+
+    k <= q and q - k < nk   -->   q <= k and k - q < nq
+    max(qb - 3, 0)          -->   max(kb - 3, 0)
+
+Doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from attnc.compiler.ir import arrays as ar
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.arrays import ArrayExpr
+from attnc.compiler.ir.score import RealExpr
+
+AnyExpr = TypeVar("AnyExpr", ex.IntExpr, ex.BoolExpr)
+
+_OTHER = {
+    "q": "k", "qb": "kb", "nq": "nk", "NQ": "NK",
+    "k": "q", "kb": "qb", "nk": "nq", "NK": "NQ",
+}  # fmt: skip
+_LENGTHS: dict[str, ex.IntExpr] = {"nq": ex.Var("nk"), "nk": ex.Var("nq")}
+
+
+def transposed(expr: AnyExpr) -> AnyExpr:
+    """Exchange positions, tiles and lengths of the two sides; heads and inputs stay."""
+    found: AnyExpr = ex.substitute(expr, _values(ex.free_vars(expr)))
+    return found
+
+
+def transposed_score(score: RealExpr) -> RealExpr:
+    """Do the same for what the softmax runs over."""
+    found: RealExpr = sc.substitute(score, _values(sc.free_vars(score)))
+    return found
+
+
+def transposed_formula(formula: ArrayExpr) -> ArrayExpr:
+    """Rewrite the formula of an input for exchanged lengths: its value stays the same.
+
+    A count of blocks keeps its own rows and columns; only the names of the lengths change.
+    """
+    match formula:
+        case ar.ArrayNumber(part):
+            return ar.ArrayNumber(ex.substitute(part, _LENGTHS))
+        case ar.ArrayOp(op, parts):
+            return ar.ArrayOp(op, tuple(map(transposed_formula, parts)))
+        case ar.ArrayCall(function, args):
+            return ar.ArrayCall(function, tuple(map(transposed_formula, args)))
+        case ar.BlockCount():
+            return replace(
+                formula,
+                predicate=ex.substitute(formula.predicate, _LENGTHS),
+                nq=ex.substitute(formula.nq, _LENGTHS),
+                nk=ex.substitute(formula.nk, _LENGTHS),
+            )
+        case ar.ArrayInput() | ar.ArrayConst():
+            return formula
+
+
+def _values(names: frozenset[str]) -> dict[str, ex.IntExpr]:
+    return {name: ex.Var(_OTHER[name]) for name in names if name in _OTHER}
