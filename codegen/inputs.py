@@ -13,7 +13,7 @@ from attnc.codegen.tile_test import host_dialect
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.pattern import Input, Pattern
+from attnc.compiler.ir.pattern import Input, Pattern, size_of
 
 TENSORS_SCHEMA = ", Tensor?[] inputs, SymInt[] numbers, float[] reals"
 _TAKEN = frozenset({"q", "k", "v", "scale", "return_lse", "extents"})
@@ -184,10 +184,12 @@ def _settings(pattern: Pattern, one: Input) -> list[str]:
     return settings
 
 
-def _size_of(pattern: Pattern, side: ex.IntExpr | None) -> str | None:
-    """Return the name of the number that a side defines."""
-    named = isinstance(side, ex.Read) and not side.index and side.name in pattern.sizes
-    return side.name if named and isinstance(side, ex.Read) else None
+def _size_of(pattern: Pattern, side: ex.IntExpr | None) -> str | tuple[str, int, int] | None:
+    """Return the number that a side defines: its name, or ``(name, factor, offset)``."""
+    found = None if side is None else size_of(side)
+    if found is None or found[0] not in pattern.sizes:
+        return None
+    return found[0] if found[1:] == (1, 0) else found
 
 
 # ---------------------------------------------------------------------------------- formulas

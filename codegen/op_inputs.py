@@ -36,7 +36,8 @@ class _Input(NamedTuple):
     kind: str  # "int", "bool" or "real"
     shape: str = ""  # as it was declared: "[heads, n]"
     sides: Callable[..., tuple[Any, ...]] | None = None  # nq, nk, data -> sides; None: any
-    sizes: tuple[str | None, ...] = ()  # the name that a side gives a number, if it does
+    # What a side gives a value: a number by name, or (name, factor, offset); None: nothing.
+    sizes: tuple[str | tuple[str, int, int] | None, ...] = ()
     make: Callable[..., Any] | None = None  # nq, nk, data of one item -> tensor, where it is absent
     needs: tuple[str, ...] = ()  # what `make` is told
 
@@ -127,10 +128,18 @@ def _present(tensors: Sequence[torch.Tensor | None]) -> list[tuple[_Input, torch
 
 def _name_sizes(one: _Input, t: torch.Tensor, known: _Given) -> None:
     """Give the numbers that sides of a tensor define their values."""
-    for size, side in zip(one.sizes, t.shape[t.dim() - len(one.sizes) :], strict=True):
-        if size is not None and known.setdefault(size, side) != side:
+    for defined, side in zip(one.sizes, t.shape[t.dim() - len(one.sizes) :], strict=True):
+        if defined is None:
+            continue
+        size, factor, offset = (defined, 1, 0) if isinstance(defined, str) else defined
+        if side < offset or (side - offset) % factor:
             raise ValueError(
-                f"{NAME}: {size} is {known[size]} in another input, but {side} in {one.name} "
+                f"{NAME}: {one.name} {one.shape} has a side of {side}, which no {size} makes"
+            )
+        value = (side - offset) // factor
+        if known.setdefault(size, value) != value:
+            raise ValueError(
+                f"{NAME}: {size} is {known[size]} in another input, but {value} in {one.name} "
                 f"{one.shape}, which has the shape {tuple(t.shape)}"
             )
 

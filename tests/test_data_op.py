@@ -337,3 +337,21 @@ def test_backward_through_inputs_raises(compiled: Any) -> None:
     assert out.requires_grad
     with pytest.raises(RuntimeError, match="backward of capped is not generated"):
         out.sum().backward()
+
+
+def test_a_side_may_be_a_sum() -> None:
+    """`int[docs + 1]` defines docs; a second input must agree."""
+    pattern = attnc.parse("""
+        pattern p(input start: int[docs + 1], input kind: int[docs], input doc: int[n]) =
+            { q -> k : start[doc[q]] <= k < start[doc[q] + 1] and kind[doc[q]] == kind[doc[k]] }
+    """)
+    op = attnc.compile(pattern, head_dim=16, cache=False)
+    given = {
+        "start": torch.tensor([0, 5, 20]), "kind": torch.tensor([1, 2]),
+        "doc": torch.tensor([0] * 5 + [1] * 15),
+    }  # fmt: skip
+    check(op, *tensors(20, 20), given)
+    with pytest.raises(ValueError, match="docs is 2 in another input, but 3 in kind"):
+        op(*tensors(20, 20), **{**given, "kind": torch.tensor([1, 2, 3])})
+    with pytest.raises(ValueError, match=r"start \[docs \+ 1\] has a side of 0"):
+        op(*tensors(20, 20), **{**given, "start": torch.zeros(0, dtype=torch.int64)})
