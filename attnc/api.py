@@ -397,7 +397,7 @@ def compile(
     value_dim: int | None = None,
     dtype: torch.dtype | str | None = None,
     target: str | None = None,
-    tile: TileLike | None = None,
+    tile: AnyTileLike | None = None,
     cpu_tile: TileLike | None = None,
     folder: str | Path | None = None,
     cache: bool = True,
@@ -412,7 +412,8 @@ def compile(
             GPU, or sm_90 without one. Every op also runs on a CPU.
         tile, cpu_tile: tile shapes in tokens, queries by keys; the compiler chooses when not given,
             by a table. ``attnc compile --lint`` compiles ahead of time and names the first tile
-            that has no spills: a pattern of many pieces may want a smaller one.
+            that has no spills: a pattern of many pieces may want a smaller one. On a grid of known
+            extents ``tile`` may be boxes, ``((4, 4, 8), (4, 4, 8))``: the GPU kernel walks these.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,

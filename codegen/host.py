@@ -8,6 +8,7 @@ for the size of such a table where it has too many candidates (``tables.py``).
 
 from __future__ import annotations
 
+from attnc.codegen.boxes import emit_box_build
 from attnc.codegen.data import data_text, emit_candidates, emit_rules
 from attnc.codegen.kernel_inputs import InputArgument, input_arguments
 from attnc.codegen.triton_forward import KERNEL, STRIDES, heads_in_order, parameters
@@ -41,7 +42,7 @@ def emit_host(plan: ForwardPlan) -> str:
     out.line()
     out.line()
     heads = plan.block_mask.pattern.heads
-    if needs_schedule(plan) or plan.form == "data":
+    if (needs_schedule(plan) and plan.boxes is None) or plan.form == "data":
         emit_candidates(out, "_gpu_segments", plan.segments, heads)
     if needs_schedule(plan):
         _emit_schedule(out, plan)
@@ -94,7 +95,10 @@ def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
             out.line("return _GPU_SCHEDULES[key]")
     out.line()
     out.line()
-    _emit_build(out, plan)
+    if plan.boxes is None:
+        _emit_build(out, plan)
+    else:
+        emit_box_build(out, plan)
 
 
 def _emit_build(out: Writer, plan: ForwardPlan) -> None:
@@ -164,7 +168,8 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
             with out.indented():
                 out.line(f'f"{{nq}} queries and {{nk}} keys; the kernel takes up to {MAX_LENGTH}"')
             out.line(")")
-        out.line(f"programs = -(-nq // {plan.tiling.q}) * batch * heads")
+        rows = f"-(-nq // {plan.tiling.q})" if plan.boxes is None else str(plan.boxes.tiles()[0])
+        out.line(f"programs = {rows} * batch * heads")
         with out.block("if programs >= 2**31:"):
             out.line("raise ValueError(")
             with out.indented():
@@ -181,7 +186,8 @@ def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
         )
         out.comment(f"All strides are multiples of `align` elements, {ALIGN_BYTES} bytes at best.")
         out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
-        out.line(f"wide = max(strides[5], strides[8]) * {plan.tiling.k} + 256 >= 2**31")
+        reach = str(plan.tiling.k) if plan.boxes is None else "nk"  # tokens, from the base of loads
+        out.line(f"wide = max(strides[5], strides[8]) * {reach} + 256 >= 2**31")
         if heads_in_order(plan):
             out.line("section = 1  # rows of all heads are sorted together")
         else:

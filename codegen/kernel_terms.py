@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from attnc.codegen.boxes import coordinate_names, coordinate_ranges, crosses
 from attnc.codegen.predicate import MAX_REST, TILE_RANGES, TOKEN_RANGES, input_ranges
 from attnc.codegen.score import TritonScore
 from attnc.codegen.simplify import Ranges, simplify_bool
@@ -47,9 +48,14 @@ class KernelTerms:
         self.tile = TritonDialect(
             {**_TILE_NAMES, "h": self.head}, {**TILE_RANGES, **ranges}, inputs
         )
-        self._token = TritonDialect(
-            {**_TOKEN_NAMES, "h": self.head}, {**TOKEN_RANGES, **ranges}, inputs
-        )
+        self._there = "k_pos < nk"
+        names, places = dict(_TOKEN_NAMES), dict(TOKEN_RANGES)
+        if plan.boxes is not None:
+            if crosses(plan.boxes.keys):
+                self._there = "k_there[None, :]"
+            names |= coordinate_names(plan.boxes)
+            places |= coordinate_ranges(plan.boxes)
+        self._token = TritonDialect({**names, "h": self.head}, {**places, **ranges}, inputs)
         scores = TritonScore(self._token)
         self.sink = "" if pattern.sink is None else scores.once(pattern.sink)
         self.score = "" if pattern.score is None else self._score(scores, pattern.score)
@@ -90,13 +96,13 @@ class KernelTerms:
         keep = self._token.boolean(residual)
         match residual:
             case ex.Truth(True):
-                return "k_pos < nk"
+                return self._there
             case ex.Truth(False):
                 return "k_pos < 0"
             case ex.And():
-                return f"{keep} & (k_pos < nk)"
+                return f"{keep} & ({self._there})"
             case _:
-                return f"({keep}) & (k_pos < nk)"
+                return f"({keep}) & ({self._there})"
 
 
 def _lines(loads: Iterable[Load], *, in_loop: bool) -> tuple[str, ...]:

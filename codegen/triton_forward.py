@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attnc.codegen.boxes import crosses, token_lines
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import KernelTerms
 from attnc.codegen.simplify import from_first
@@ -81,6 +82,8 @@ class _Kernel:
         self.pattern = plan.block_mask.pattern
         self.tests = list(_class_tests(plan))
         self.terms = KernelTerms(plan, [number for number, _ in self.tests])
+        ragged = plan.boxes is not None and crosses(plan.boxes.queries)
+        self.inside = "q_there" if ragged else "q_pos < nq"
         self.out = Writer()
 
     def text(self) -> str:
@@ -129,8 +132,11 @@ class _Kernel:
 
     def _which_row(self) -> None:
         out, plan = self.out, self.plan
-        out.line("NQ = (nq + BQ - 1) // BQ")
-        out.line("NK = (nk + BK - 1) // BK")
+        if plan.boxes is None:
+            out.line("NQ = (nq + BQ - 1) // BQ")
+            out.line("NK = (nk + BK - 1) // BK")
+        else:
+            out.line(f"NQ = {plan.boxes.tiles()[0]}  # boxes of queries")
         out.line("program = tl.program_id(0)")
         if heads_in_order(plan) and self.pattern.kv_heads:
             out.comment("Rows of all key heads, most key tiles first, each for its query heads.")
@@ -185,10 +191,15 @@ class _Kernel:
         out.line("v_step = v_row * ALIGN")
         out.line(f"dims = tl.arange(0, {d_pad})")
         out.line(f"value_dims = tl.arange(0, {dv_pad})")
-        out.line("q_pos = qb * BQ + tl.arange(0, BQ)[:, None]  # [BQ, 1]")
+        if plan.boxes is None:
+            out.line("q_pos = qb * BQ + tl.arange(0, BQ)[:, None]  # [BQ, 1]")
+        else:
+            out.line("lane = tl.arange(0, BQ)[:, None]")
+            for line in token_lines("q", plan.boxes.queries):
+                out.line(line)
         out.line("span = tl.arange(0, BK)")
-        mask = "q_pos < nq" if plan.head_dim == padded(plan.head_dim) else (
-            "(q_pos < nq) & (dims[None, :] < D)"
+        mask = self.inside if plan.head_dim == padded(plan.head_dim) else (
+            f"({self.inside}) & (dims[None, :] < D)"
         )
         start = "Q + q_pos * (q_row * ALIGN) + dims[None, :]"
         out.call("q = tl.load(", [start, f"mask={mask}", "other=0.0"], ")  # [BQ, D]")
@@ -253,11 +264,12 @@ class _Kernel:
 
     def _loop(self) -> None:
         out, plan = self.out, self.plan
-        if not plan.segments:
+        if not plan.segments and (plan.boxes is None or not plan.boxes.pieces):
             out.comment("The pattern keeps no pair: no key tile is visited.")
             return
         end = f"end_{len(plan.segments) - 1}" if plan.form == "ranges" else "tiles"
-        out.line("whole_tiles = nk // BK")
+        if plan.boxes is None:
+            out.line("whole_tiles = nk // BK")
         with out.block(f"for it in range(0, {end}):"):
             self._key_tile()
             self._scores()
@@ -288,11 +300,24 @@ class _Kernel:
         """Multiply q by a tile of keys; score terms make powers of two of the products."""
         out, score = self.out, self.terms.score
         d_pad, dv_pad = self._pads()
-        out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
-        out.comment("Past the end of the keys the last one is read again; its scores are masked.")
-        out.line("near = tl.minimum(span, nk - 1 - kb * BK)")
-        out.line("k_tile = K + tl.cast(kb, tl.int64) * BK * k_step")
-        out.line("v_tile = V + tl.cast(kb, tl.int64) * BK * v_step")
+        if self.plan.boxes is None:
+            out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
+            out.comment(
+                "Past the end of the keys the last one is read again; its scores are masked."
+            )
+            out.line("near = tl.minimum(span, nk - 1 - kb * BK)")
+            out.line("k_tile = K + tl.cast(kb, tl.int64) * BK * k_step")
+            out.line("v_tile = V + tl.cast(kb, tl.int64) * BK * v_step")
+        else:
+            for line in token_lines("k", self.plan.boxes.keys):
+                out.line(line)
+            out.line("k_pos = k_place[None, :]  # [1, BK]")
+            if crosses(self.plan.boxes.keys):
+                out.comment("Past the end of an axis the first key is read; its scores are masked.")
+                out.line("near = tl.where(k_there, k_place, 0)")
+            else:
+                out.line("near = k_place")
+            out.line("k_tile, v_tile = K, V")
         for name, where, place, padded_dim, shape in (
             ("k", "None, :", "dims[:, None]", d_pad != "D" and "D", "[D, BK]"),
             ("v", ":, None", "value_dims[None, :]", dv_pad != "DV" and "DV", "[BK, DV]"),
@@ -319,6 +344,8 @@ class _Kernel:
             with out.block(f"{keyword} {test}:"):
                 self._masked(number)
             keyword = "elif"
+        if self.plan.boxes is not None:  # boxes that cross an end have a mask class
+            return
         with out.block(f"{keyword} kb >= whole_tiles:"):
             out.comment("mask 0: a full tile that crosses the end of the keys")
             out.line('s = tl.where(k_pos < nk, s, float("-inf"))')
@@ -339,8 +366,10 @@ class _Kernel:
         out.line("lse = (top + tl.math.log2(total)) * 0.6931471805599453")
         out.line('lse = tl.where(empty, float("-inf"), lse)')
         out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
-        out.line("tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask=q_pos < nq)")
-        mask = "q_pos < nq" if dv_pad == "DV" else "(q_pos < nq) & (value_dims[None, :] < DV)"
+        out.line(f"tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask={self.inside})")
+        mask = self.inside if dv_pad == "DV" else (
+            f"({self.inside}) & (value_dims[None, :] < DV)"
+        )
         out.line("result = (accumulated / total[:, None]).to(Out.dtype.element_ty)")
         out.call("tl.store(", ["Out + row * DV + value_dims[None, :]", "result", f"mask={mask}"])
 

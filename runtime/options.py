@@ -30,7 +30,7 @@ class Options:
     value_dim: int
     dtype: Dtype
     target: Target
-    tile: Tiling | None
+    tile: Tiling | BoxTiling | None
     cpu_tile: Tiling | None
 
     def plan(self, pattern: Pattern) -> Plan:
@@ -49,7 +49,7 @@ def options(
     value_dim: int | None,
     dtype: object,
     target: str | None,
-    tile: TileLike | None,
+    tile: AnyTileLike | None,
     cpu_tile: TileLike | None,
 ) -> Options:
     """Check the options of a compilation and fill in what was left out.
@@ -70,7 +70,7 @@ def options(
         value_dim=head_dim if value_dim is None else value_dim,
         dtype=as_dtype(dtype),
         target=chosen,
-        tile=None if tile is None else as_tiling(tile, "tile"),
+        tile=None if tile is None else as_any_tiling(tile),
         cpu_tile=None if cpu_tile is None else as_tiling(cpu_tile, "cpu_tile"),
     )
 

@@ -344,7 +344,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "# at n=120: " in text
     for words, message in (
         (("causal", "--tile", "4x4,4x4"), "`causal` has no grid"),
-        (("swin", "--tile", "4x4,4x4", "--stage", "plan"), "kernels walk plain tiles"),
+        (("swin", "--tile", "4x4,4x4", "--stage", "plan", "--target", "cpu"), "walks no boxes"),
         (("swin", "--tile", "4x4,4x4", "--shape", "n=5"), "3136 queries, not 5"),
         (("swin", "--tile", "4x5,4x4"), "sides are powers of two"),
     ):

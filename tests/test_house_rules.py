@@ -26,7 +26,8 @@ BY_NAME = {str(p.relative_to(ROOT)): p for p in SOURCES}
 PASTED = tuple(
     f"codegen/{name}.py"
     for name in (
-        "cpu_executor", "cpu_gathered", "cpu_schedule", "op_contract", "op_inputs", "tables",
+        "box_tables", "cpu_executor", "cpu_gathered", "cpu_schedule", "op_contract", "op_inputs",
+        "tables",
         "tile_bounds", "transforms",
     )
 )  # fmt: skip

@@ -260,8 +260,8 @@ def plan_options(command: F) -> F:
     """Add the flags that decide what is generated."""
     for decorate in (
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
-                     help="Tile shape in tokens, such as 128x64 (default: the plan picks); with "
-                     "emit --stage blocks also boxes of a grid, 4x4x8,4x4x8."),
+                     help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
+                     "grid also boxes, 4x4x8,4x4x8."),
         click.option("--dtype", type=click.Choice(DTYPE_NAMES), default="bf16",
                      show_default=True, help="Element type of q, k and v."),
         click.option("--value-dim", type=click.IntRange(16, 256), metavar="DV",

@@ -22,18 +22,17 @@ def plan_for(
     from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.passes.build_plan import build_plan
 
-    if isinstance(tile, BoxTiling):
+    assert isinstance(tile, Tiling | BoxTiling | None)
+    on_cpu = target == "cpu"
+    if on_cpu and isinstance(tile, BoxTiling):
         raise CompileError(
             [
                 Diagnostic(
-                    code="ATT0405", message=f"tile {tile} has boxes, and kernels walk plain tiles",
-                    help="`attnc emit --stage blocks` shows the boxes of a grid; write a tile as"
-                    " queries x keys, such as 128x64",
+                    code="ATT0405", message=f"the CPU executor walks no boxes, such as tile {tile}",
+                    help="write queries x keys, such as 32x32, or choose a GPU with `--target`",
                 )
             ]
         )
-    assert tile is None or isinstance(tile, Tiling)
-    on_cpu = target == "cpu"
     try:
         return build_plan(
             pattern,
@@ -42,7 +41,7 @@ def plan_for(
             dtype=cast(Any, dtype),
             target=cast(Any, "sm_90" if on_cpu else target),
             tile=None if on_cpu else tile,
-            cpu_tile=tile if on_cpu else None,
+            cpu_tile=tile if on_cpu and not isinstance(tile, BoxTiling) else None,
         )
     except ValueError as wrong:
         raise CompileError([Diagnostic(code="ATT0405", message=str(wrong))]) from wrong

@@ -11,6 +11,7 @@ from typing import Literal
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
+from attnc.compiler.ir.gridmask import GridMask
 from attnc.compiler.ir.pattern import Pattern
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -60,6 +61,9 @@ class LoopPlan:
     ``row_order``: "reversed" where isl proves that rows grow with ``qb``, "forward" where every row
     costs the same (or rows shrink), "sorted" otherwise: the host sorts rows by tile count, heavy
     first, once per lengths. The rows of form "data" are not sorted.
+    ``boxes``: the tiles are boxes of a grid, of as many tokens, and ``segments`` is empty. The form
+    is "table", made of the pieces of ``boxes``; masks read coordinates, or flat positions where one
+    serves all, and a last one that is ``true`` is for full tiles that cross the end of an axis.
     """
 
     block_mask: BlockMask
@@ -74,6 +78,7 @@ class LoopPlan:
     warps: int
     stages: int
     data: DataTiles | None = None
+    boxes: GridMask | None = None
 
     @property
     def tiling(self) -> Tiling:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
 from attnc.compiler.ir.gridmask import GridMask, GridPiece
-from attnc.compiler.ir.plan import DataTiles, ForwardPlan, Plan, Segment
+from attnc.compiler.ir.plan import BackwardPlan, DataTiles, ForwardPlan, LoopPlan, Plan, Segment
+from attnc.compiler.ir.transpose import transposed
 
 
 def show(ir: pat.Pattern | BlockMask | GridMask | Plan) -> str:
@@ -97,9 +100,13 @@ def _grid_mask(mask: GridMask) -> list[str]:
 
 
 def _grid_piece(piece: GridPiece, several: bool) -> str:
+    return _classed(_boxes(piece, several), piece.residual)
+
+
+def _boxes(piece: GridPiece, several: bool) -> str:
     axes = [show_tiles(tiles, f"kb_{axis}") for axis, tiles in enumerate(piece.tiles)]
     where = f"segment {piece.queries} -> {piece.keys}: " if several else ""
-    return _classed(where + " by ".join(axes), piece.residual)
+    return where + " by ".join(axes)
 
 
 def _classed(tiles: str, residual: ex.BoolExpr) -> str:
@@ -122,7 +129,9 @@ def show_tiles(tiles: Progression, name: str = "kb") -> str:
 
 
 def _plan(plan: Plan) -> list[str]:
-    lines = [*_pattern(plan.pattern), *_forward(plan.forward), f"cpu tile {plan.cpu.tiling}"]
+    lines = [*_pattern(plan.pattern), *_forward(plan.forward)]
+    lines += _backward(plan.backward) if plan.backward is not None else []
+    lines.append(f"cpu tile {plan.cpu.tiling}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)
     for strip in plan.cpu.strips:
@@ -138,21 +147,55 @@ def _plan(plan: Plan) -> list[str]:
 
 
 def _forward(forward: ForwardPlan) -> list[str]:
-    lines = [
+    first = (
         f"forward {forward.target} {forward.dtype} head_dim {forward.head_dim} value_dim"
-        f" {forward.value_dim}",
-        f"  tile {forward.tiling} warps {forward.warps} stages {forward.stages}",
-        f"  loop over {forward.form}, rows {forward.row_order}",
+        f" {forward.value_dim}"
+    )
+    return [first, *_loop(forward)]
+
+
+def _backward(backward: BackwardPlan) -> list[str]:
+    """Show its loops in the names of the pattern that was written."""
+    made = "dkdv" if backward.dk is None else "dv"
+    lines = ["backward dq", *_loop(backward.dq), f"backward {made}", *_of_keys(backward.dkdv)]
+    return lines if backward.dk is None else [*lines, "backward dk", *_of_keys(backward.dk)]
+
+
+def _loop(loop: LoopPlan) -> list[str]:
+    lines = [
+        f"  tile {loop.boxes.tiling if loop.boxes else loop.tiling}"
+        f" warps {loop.warps} stages {loop.stages}",
+        f"  loop over {loop.form}, rows {loop.row_order}",
     ]
-    lines += [_segment(segment) for segment in forward.segments]
-    for number, mask_expr in enumerate(forward.masks, start=1):
-        lines.append(f"  mask {number} check {ex.show(mask_expr)}")
-    return lines + _data(forward.data)
+    lines += [_segment(segment) for segment in loop.segments]
+    for piece in loop.boxes.pieces if loop.boxes is not None else ():
+        lines.append(f"  boxes {_boxes(piece, True)}{'' if piece.full else ' masked'}")
+    lines += _masks(loop.masks)
+    return lines + _data(loop.data)
 
 
-def _segment(segment: Segment) -> str:
+def _of_keys(loop: LoopPlan) -> list[str]:
+    """Show a loop over query tiles for each key tile."""
+    lines = [
+        f"  tile {loop.tiling.k}x{loop.tiling.q} warps {loop.warps} stages {loop.stages}",
+        f"  loop over {loop.form}, key tiles {loop.row_order}",
+    ]
+    for segment in loop.segments:
+        tiles = segment.tiles
+        own = replace(tiles, base=transposed(tiles.base), count=transposed(tiles.count))
+        lines.append(_segment(replace(segment, tiles=own), "qb"))
+    lines += _masks(tuple(map(transposed, loop.masks)))
+    data = loop.data
+    return lines + _data(None if data is None else replace(data, core=transposed(data.core)))
+
+
+def _masks(masks: tuple[ex.BoolExpr, ...]) -> list[str]:
+    return [f"  mask {n} check {ex.show(mask)}" for n, mask in enumerate(masks, start=1)]
+
+
+def _segment(segment: Segment, name: str = "kb") -> str:
     mask = f" mask {segment.mask}" if segment.mask else ""
-    return f"  segment {show_tiles(segment.tiles)}{mask}"
+    return f"  segment {show_tiles(segment.tiles, name)}{mask}"
 
 
 def _data(data: DataTiles | None) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.blockmask import BlockMask, Tiling
+from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.build_backward import build_backward
+from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
+from attnc.compiler.passes.grid_plan import on_boxes
 from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop, reachable
 from attnc.compiler.passes.strips import strips
 
@@ -19,19 +22,21 @@ def build_plan(
     value_dim: int | None = None,
     dtype: tiles.DType = "bf16",
     target: Target = "sm_90",
-    tile: Tiling | None = None,
+    tile: Tiling | BoxTiling | None = None,
     cpu_tile: Tiling | None = None,
     backward: bool = False,
 ) -> Plan:
     """Decide everything codegen needs.
 
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
-    256), and ``cpu_tile`` the executor's. ``backward``: plan its kernels as well, which about
-    doubles the work of isl.
+    256; boxes of a grid are for the forward kernel), and ``cpu_tile`` the executor's. ``backward``:
+    plan its kernels as well, which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
     choices = tiles.candidates(target, head_dim, value_dim, dtype)
+    boxes = classify_grid(pattern, tile) if isinstance(tile, BoxTiling) else None
+    tile = Tiling(tile.q, tile.k) if isinstance(tile, BoxTiling) else tile
     if tile is None:
         wide = tiles.padded(value_dim)
         choice = tiles.default(choices, pattern, lambda c: c.q * (c.k + wide))
@@ -46,10 +51,11 @@ def build_plan(
         ForwardPlan, block_mask, data, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype,
         target=target,
     )
+    kernel = forward if boxes is None else on_boxes(forward, boxes)
     return Plan(
-        pattern=pattern, forward=forward, cpu=_cpu(pattern, cpu_tiling, tested=tested),
+        pattern=pattern, forward=kernel, cpu=_cpu(pattern, cpu_tiling, tested=tested),
         backward=build_backward(forward, tile) if backward else None,
-        notes=_notes(forward, tile, why),
+        notes=_notes(kernel, tile, why),
     )
 
 
@@ -78,7 +84,7 @@ def _check_tile(tile: Tiling) -> None:
 def _notes(
     forward: ForwardPlan, tile: Tiling | None, why: tuple[str, ...]
 ) -> tuple[str, ...]:
-    mask = forward.block_mask
+    mask: BlockMask | GridMask = forward.boxes or forward.block_mask
     reason = "as asked" if tile is not None else f"the best clean tile of {forward.target}"
     notes = [
         f"tile {mask.tiling}, {forward.warps} warps, {forward.stages} stages: {reason}"
@@ -86,6 +92,8 @@ def _notes(
     ]
     if forward.form == "ranges":
         notes.append(f"one loop over {len(forward.segments)} symbolic ranges, no table")
+    elif forward.boxes is not None:
+        notes.append("boxes of a grid: one table, built on the device once")
     elif forward.form == "table":
         notes.append(
             f"{len(forward.segments)} ranges are more than {MAX_SEGMENTS}: one table, built on the"
