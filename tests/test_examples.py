@@ -16,7 +16,7 @@ FOLDERS = sorted(p.parent for p in (ROOT / "examples").glob("*/*.attn"))
 
 
 def test_every_example_has_its_parts() -> None:
-    assert len(FOLDERS) >= 4
+    assert len(FOLDERS) >= 6
     for folder in FOLDERS:
         assert {p.name for p in folder.iterdir()} == {f"{folder.name}.attn", "run.py", "README.md"}
 
