@@ -182,15 +182,18 @@ class Pattern:
 
         given = self._given("blocks", n, nq, nk, inputs, extents, None)
         if isinstance(self._source, pat.Pattern):
-            data = self.ir.given(**given)
+            ir = self._source
+            data = ir.given(**given)
         else:
-            given["nq"], given["nk"], data = self._source.data(**given)
+            source = self._source.with_inputs(given["inputs"])
+            ir = source.ir
+            given["nq"], given["nk"], data = source.data(**given)
         tiling = as_any_tiling(tile)
         if isinstance(tiling, BoxTiling):
             from attnc.compiler.passes.classify_grid import classify_grid
 
-            return Blocks(classify_grid(self.ir, tiling), given["nq"], given["nk"])
-        mask, tests, _ = tiles_of(self.ir, tiling)
+            return Blocks(classify_grid(ir, tiling), given["nq"], given["nk"])
+        mask, tests, _ = tiles_of(ir, tiling)
         return Blocks(mask, given["nq"], given["nk"], tests, data)
 
     def __eq__(self, other: object) -> bool:
@@ -413,7 +416,8 @@ def compile(
         tile, cpu_tile: tile shapes in tokens, queries by keys; the compiler chooses when not given,
             by a table. ``attnc compile --lint`` compiles ahead of time and names the first tile
             that has no spills: a pattern of many pieces may want a smaller one. On a grid of known
-            extents ``tile`` may be boxes, ``((4, 4, 8), (4, 4, 8))``: the GPU kernel walks these.
+            extents ``tile`` may be boxes, ``((4, 4, 8), (4, 4, 8))``, or "boxes" for the best ones:
+            the GPU kernel walks these.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,

@@ -30,7 +30,7 @@ class Options:
     value_dim: int
     dtype: Dtype
     target: Target
-    tile: Tiling | BoxTiling | None
+    tile: Tiling | BoxTiling | Literal["boxes"] | None
     cpu_tile: Tiling | None
 
     def plan(self, pattern: Pattern) -> Plan:
@@ -70,7 +70,7 @@ def options(
         value_dim=head_dim if value_dim is None else value_dim,
         dtype=as_dtype(dtype),
         target=chosen,
-        tile=None if tile is None else as_any_tiling(tile),
+        tile=None if tile is None else "boxes" if tile == "boxes" else as_any_tiling(tile),
         cpu_tile=None if cpu_tile is None else as_tiling(cpu_tile, "cpu_tile"),
     )
 

@@ -13,7 +13,7 @@ import attnc
 from attnc.cli import invoke
 from attnc.compiler.counts_grid import count_grid
 from attnc.compiler.driver import load_text, load_zoo
-from attnc.compiler.ir.blockmask import Counts, Progression
+from attnc.compiler.ir.blockmask import Counts, Progression, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.read import read
 from attnc.compiler.ir.show import show
@@ -21,6 +21,7 @@ from attnc.compiler.ir.verify import verify
 from attnc.compiler.passes import classify_grid as cg
 from attnc.compiler.passes.axis_sets import Axis, AxisSets
 from attnc.compiler.passes.axis_tables import AxisTables
+from attnc.compiler.passes.grid_tiles import choose
 
 SIDES = st.sampled_from([1, 2, 4, 8])
 SMALL = st.integers(1, 5)
@@ -342,11 +343,35 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "full    kb_0 in qb_0 .. qb_0 by kb_1 in " in text
     assert "# at n=120: " in text
+    assert invoke(["emit", "axial_row", "--tile", "boxes"]) == 0
+    assert "blocks tile 2x64,2x64" in capsys.readouterr().out
     for words, message in (
         (("causal", "--tile", "4x4,4x4"), "`causal` has no grid"),
+        (("causal", "--tile", "boxes"), "`causal` has no grid"),
         (("swin", "--tile", "4x4,4x4", "--stage", "plan", "--target", "cpu"), "walks no boxes"),
         (("swin", "--tile", "4x4,4x4", "--shape", "n=5"), "3136 queries, not 5"),
         (("swin", "--tile", "4x5,4x4"), "sides are powers of two"),
     ):
         assert invoke(["emit", *words]) in (1, 2)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "longest"),
+    [
+        ("gna", {"shape": [30, 48, 80], "window": [18, 24, 24]}, 8),
+        ("axial_row", {}, 64),
+        ("radial_tokens", {"frames": 6, "s": 256, "block": 16}, 128),
+        ("sta", {"canvas": [12, 16], "tile": [4, 4], "kernel": [[3, 3]]}, 16),
+    ],
+)
+def test_chosen_boxes(name: str, params: dict[str, Any], longest: int) -> None:
+    """The boxes chosen hold the tokens asked for, and none of a plain tile's shape is better."""
+    pattern = load_zoo(name, params)
+    mask = choose(pattern, Tiling(128, 128))
+    assert (mask.tiling.q, mask.tiling.k) == (128, 128)
+    assert max(mask.tiling.query) <= longest
+    rank = len(mask.tiling.query)
+    row = (1,) * (rank - 1) + (128,)
+    rows = count_grid(cg.classify_grid(pattern, BoxTiling(row, row)))
+    assert count_grid(mask).visited <= rows.visited

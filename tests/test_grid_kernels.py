@@ -86,11 +86,12 @@ def _shown(plan: Any) -> list[str]:
     return [ex.show(mask) for mask in plan.masks]
 
 
-def test_the_op(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.mark.parametrize("tile", [((4, 4), (4, 4)), "boxes"])
+def test_the_op(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, tile: Any) -> None:
     """``attnc.compile`` takes boxes; on a CPU the op runs its executor, with the same result."""
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
     pattern = attnc.zoo.halonet(h=16, w=8, block=4, halo=1)
-    op = attnc.compile(pattern, head_dim=16, dtype="fp32", tile=((4, 4), (4, 4)))
+    op = attnc.compile(pattern, head_dim=16, dtype="fp32", tile=tile)
     q = torch.randn(1, 2, 128, 16)
     kept = pattern.mask()
     expected = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=kept)

@@ -104,7 +104,10 @@ def command(
                 for note in plan.notes:
                     click.echo(f"note: {note}", err=True)
             at = (loaded, shape or OpenShape()) if counted else None
-            text, record = emit_plan(plan, stage, target, at)
+            if stage == "blocks" and plan.forward.boxes is not None:
+                text, record = emit_boxes(loaded, plan.forward.boxes.tiling, shape or OpenShape())
+            else:
+                text, record = emit_plan(plan, stage, target, at)
     if as_json:
         import json
 

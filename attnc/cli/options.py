@@ -76,6 +76,8 @@ class TileType(_Typed):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[tuple[int, ...], ...]:
+        if value == "boxes" and self.boxes:
+            return ()
         boxes = str(value).split(",")
         found = [re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", box) for box in boxes]
         sides = tuple(tuple(map(int, box.split("x"))) for box in boxes) if all(found) else ()
@@ -208,10 +210,12 @@ def read_defines(
 
 def read_tile(
     _ctx: click.Context, _param: click.Parameter, given: tuple[tuple[int, ...], ...] | None
-) -> Tiling | BoxTiling | None:
+) -> Tiling | BoxTiling | str | None:
     """Make a tile shape of a ``--tile`` flag."""
     if given is None:
         return None
+    if not given:
+        return "boxes"
     from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.gridmask import BoxTiling
 
@@ -261,7 +265,7 @@ def plan_options(command: F) -> F:
     for decorate in (
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
                      help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
-                     "grid also boxes, 4x4x8,4x4x8."),
+                     "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),
         click.option("--dtype", type=click.Choice(DTYPE_NAMES), default="bf16",
                      show_default=True, help="Element type of q, k and v."),
         click.option("--value-dim", type=click.IntRange(16, 256), metavar="DV",

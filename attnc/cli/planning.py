@@ -22,9 +22,9 @@ def plan_for(
     from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.passes.build_plan import build_plan
 
-    assert isinstance(tile, Tiling | BoxTiling | None)
+    assert isinstance(tile, Tiling | BoxTiling | None) or tile == "boxes"
     on_cpu = target == "cpu"
-    if on_cpu and isinstance(tile, BoxTiling):
+    if on_cpu and not isinstance(tile, Tiling | None):
         raise CompileError(
             [
                 Diagnostic(
@@ -40,8 +40,8 @@ def plan_for(
             value_dim=value_dim,
             dtype=cast(Any, dtype),
             target=cast(Any, "sm_90" if on_cpu else target),
-            tile=None if on_cpu else tile,
-            cpu_tile=tile if on_cpu and not isinstance(tile, BoxTiling) else None,
+            tile=None if on_cpu else cast(Any, tile),
+            cpu_tile=cast(Tiling | None, tile) if on_cpu else None,
         )
     except ValueError as wrong:
         raise CompileError([Diagnostic(code="ATT0405", message=str(wrong))]) from wrong

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
@@ -11,6 +13,7 @@ from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.grid_plan import on_boxes
+from attnc.compiler.passes.grid_tiles import choose
 from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop, reachable
 from attnc.compiler.passes.strips import strips
 
@@ -22,21 +25,27 @@ def build_plan(
     value_dim: int | None = None,
     dtype: tiles.DType = "bf16",
     target: Target = "sm_90",
-    tile: Tiling | BoxTiling | None = None,
+    tile: Tiling | BoxTiling | Literal["boxes"] | None = None,
     cpu_tile: Tiling | None = None,
     backward: bool = False,
 ) -> Plan:
     """Decide everything codegen needs.
 
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
-    256; boxes of a grid are for the forward kernel), and ``cpu_tile`` the executor's. ``backward``:
-    plan its kernels as well, which about doubles the work of isl.
+    256), and ``cpu_tile`` the executor's. Boxes of a grid are for the forward kernel: those given,
+    or the best of as many tokens as its tile ("boxes"). ``backward``: plan its kernels as well,
+    which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
     choices = tiles.candidates(target, head_dim, value_dim, dtype)
-    boxes = classify_grid(pattern, tile) if isinstance(tile, BoxTiling) else None
-    tile = Tiling(tile.q, tile.k) if isinstance(tile, BoxTiling) else tile
+    boxes: GridMask | None = None
+    if isinstance(tile, BoxTiling):
+        boxes = classify_grid(pattern, tile)
+        tile = Tiling(tile.q, tile.k)
+    elif tile == "boxes":
+        boxes = choose(pattern, choices[0].tiling)
+        tile = choices[0].tiling
     if tile is None:
         wide = tiles.padded(value_dim)
         choice = tiles.default(choices, pattern, lambda c: c.q * (c.k + wide))
