@@ -102,6 +102,12 @@ def within(left: Relation, right: Relation) -> bool:
         return bool(left.is_subset(right))
 
 
+def apart(left: isl.Set, right: isl.Set) -> bool:
+    """Return whether two sets have nothing in common."""
+    with _hard(left, right):
+        return bool(left.is_disjoint(right))
+
+
 def equal(left: isl.Set, right: isl.Set) -> bool:
     """Return whether two sets are the same."""
     with _hard(left, right):

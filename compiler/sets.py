@@ -15,6 +15,7 @@ from attnc.compiler.account import (
     CONTEXT,
     OverBudget,
     Spent,
+    apart,
     budget,
     equal,
     greatest,
@@ -26,7 +27,7 @@ from attnc.compiler.account import (
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-__all__ = ["OverBudget", "Spent", "budget", "equal", "greatest", "least", "minus",
+__all__ = ["OverBudget", "Spent", "apart", "budget", "equal", "greatest", "least", "minus",
            "reraise_over_budget", "within"]  # fmt: skip
 
 WARNING_SHARE = 4
@@ -243,17 +244,24 @@ def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntE
     A denominator that is left over divides exactly wherever an integer function is defined.
     """
     denominator = whole(aff.get_denominator_val())
-    terms: list[ex.IntExpr] = [ex.Const(int(rational(aff.get_constant_val()) * denominator))]
+    terms: list[ex.IntExpr] = [ex.Const(_times(aff.get_constant_val(), denominator))]
     for kind in (isl.dim_type.param, isl.dim_type.in_):
         for i in range(aff.dim(kind)):
-            factor = int(rational(aff.get_coefficient_val(kind, i)) * denominator)
+            factor = _times(aff.get_coefficient_val(kind, i), denominator)
             if factor:
                 terms.append(ex.scale(factor, ex.Var(names(kind, i))))
     for i in range(aff.dim(isl.dim_type.div)):
-        factor = int(rational(aff.get_coefficient_val(isl.dim_type.div, i)) * denominator)
+        factor = _times(aff.get_coefficient_val(isl.dim_type.div, i), denominator)
         if factor:
             terms.append(ex.scale(factor, int_expr(aff.get_div(i), names)))
     return ex.floordiv(gather_mod(ex.add(*terms)), denominator)
+
+
+def _times(value: isl.Val, denominator: int) -> int:
+    """Return a multiple of a fraction that is whole."""
+    if value.is_zero():
+        return 0
+    return int(rational(value) * denominator)
 
 
 def gather_mod(total: ex.IntExpr) -> ex.IntExpr:
@@ -292,16 +300,20 @@ def _conjunction(
         if constraint.is_div_constraint():
             continue
         aff = constraint.get_aff()
-        for i in range(aff.dim(isl.dim_type.div)):
-            if rational(aff.get_coefficient_val(isl.dim_type.div, i)) and not _known(aff, i):
-                raise OverBudget("an existential variable without an explicit form")
+        if not has_known_divs(aff):
+            raise OverBudget("an existential variable without an explicit form")
         op: ex.CompareOp = "==" if constraint.is_equality() else ">="
         conditions.append(balanced(op, int_expr(aff, names)))
     return ex.and_(*conditions)
 
 
-def _known(aff: isl.Aff, position: int) -> bool:
-    return aff.get_div(position).get_denominator_val().is_pos()
+def has_known_divs(aff: isl.Aff) -> bool:
+    """Return whether all existential variables that a function uses have an explicit form."""
+    return all(
+        aff.get_div(i).get_denominator_val().is_pos()
+        for i in range(aff.dim(isl.dim_type.div))
+        if rational(aff.get_coefficient_val(isl.dim_type.div, i))
+    )
 
 
 def balanced(op: ex.CompareOp, total: ex.IntExpr) -> ex.BoolExpr:

@@ -17,8 +17,10 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Tiling
 from attnc.compiler.passes import classify as cl
+from attnc.compiler.passes import progression as prog
 from attnc.compiler.passes.build_plan import build_plan
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.row_ends import intervals
 from attnc.compiler.passes.strips import strips
 from attnc.dsl.diagnostics import CompileError
 from tests.strategies import patterns
@@ -91,6 +93,27 @@ def test_zoo_is_exact(name: str, tiling: Tiling) -> None:
     for nq, nk in ((200, 200), (77, 150), (1, 1)):
         assert (mask.dense(nq, nk) == pattern.mask(nq, nk)).all()
     assert count(mask, 300, 300) == dense_counts(mask, 300, 300)
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        "2qb - 8 <= kb <= 2qb - 7 and kb >= 0 and kb < NK",
+        "qb >= 4 and 5 + kb <= 4*floor(qb/2) <= 8 + kb and 0 <= kb < NK",
+        "qb >= 9 and 2qb <= 3kb + 1 <= 5qb and 0 <= kb < NK",
+        "kb = qb - 3 and 7 <= qb and 0 <= kb < NK",
+        "1 <= kb < NK and NK >= 5",
+    ],
+)
+def test_ends_read_off_constraints_stand_for_their_sets(tiles: str) -> None:
+    """A guess and its set are the same tiles, and the last guess is the row itself."""
+    row = sets.read_set(f"[qb, NK] -> {{ [kb] : {tiles} }}")
+    context = sets.read_set("[qb, NK] -> { : qb >= 0 and NK >= 1 }")
+    guesses = list(intervals(row, context))
+    for guess, exact in guesses:
+        assert sets.equal(prog.as_set(guess, row).intersect_params(context),
+                          exact.intersect_params(context))
+    assert sets.equal(guesses[-1][1].intersect_params(context), row.intersect_params(context))
 
 
 @pytest.mark.parametrize("operations", [200, 2_000, 20_000])

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import lcm
@@ -15,6 +15,7 @@ import islpy as isl
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression
+from attnc.compiler.passes.row_ends import Trial, ceil_div, ends, ends_of_basic, intervals, names_of
 
 MAX_MERGE = 8
 """Above so many basic pieces, neighbours are not tried for merging (quadratic in isl calls)."""
@@ -32,7 +33,7 @@ MAX_JOINT_OPERATIONS = 13
 MAX_SLICES = 6
 """Widest band, in tiles, that is cut into diagonals."""
 
-TRIAL_ROWS = ((0, 1), (0, 12), (2, 12), (5, 4), (7, 12), (11, 9), (40, 41))
+TRIAL_ROWS = ((0, 1), (0, 12), (2, 12), (5, 4), (7, 12), (11, 9), (40, 41), (40, 100))
 """Small ``(qb, NK)`` at which a guess must hold before isl is asked to prove it."""
 
 MAX_TRIAL_TILES = 4096
@@ -60,14 +61,6 @@ def row_of(tiles: isl.Map, context: isl.Set) -> Row:
     moved = tiles.move_dims(isl.dim_type.param, 0, isl.dim_type.in_, 0, 1)
     moved = moved.set_dim_name(isl.dim_type.param, 0, "qb")
     return Row(moved.range(), context)
-
-
-def names_of(space_of: isl.Set) -> dict[tuple[isl.dim_type, int], str]:
-    """Return the names of the parameters of a row; its one dimension is ``kb``."""
-    named = {(isl.dim_type.param, i): n for i, n in enumerate(sets.param_names(space_of))}
-    for kind in (isl.dim_type.set, isl.dim_type.in_):
-        named[(kind, 0)] = "kb"
-    return named
 
 
 def split(row: Row, hints: Sequence[Progression] = ()) -> list[tuple[Progression, isl.Set]]:
@@ -147,8 +140,11 @@ def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
     found: list[isl.Set] = []
     covered = isl.Set.empty(tiles.get_space())
     for basic in basics:
-        rest = sets.minus(basic, covered).coalesce()
-        found += [b.to_set() for b in rest.make_disjoint().get_basic_sets()]
+        if sets.apart(basic, covered):
+            found.append(basic)
+        else:
+            rest = sets.minus(basic, covered).coalesce()
+            found += [b.to_set() for b in rest.make_disjoint().get_basic_sets()]
         covered = covered.union(basic)
     return found
 
@@ -173,8 +169,7 @@ def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
             if (id(one), id(other)) in apart:
                 continue
             both = one.union(other).coalesce()
-            joint = fit(Row(both, context))
-            if joint is not None and operations(joint) <= MAX_JOINT_OPERATIONS:
+            if fit(Row(both, context), MAX_JOINT_OPERATIONS) is not None:
                 parts = [p for p in parts if p is not one and p is not other] + [both]
                 kept.append(both)
                 joined = True
@@ -183,31 +178,36 @@ def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
     return parts
 
 
-def fit(row: Row) -> Progression | None:
-    """Return the single progression equal to a row, or None; isl proves the equality."""
+def fit(row: Row, most: int = MAX_OPERATIONS) -> Progression | None:
+    """Return the single progression equal to a row, or None; isl proves the equality.
+
+    ``most``: the operations that its bounds may take.
+    """
     tiles = row.tiles.intersect_params(row.context)
     if tiles.is_empty():
         return Progression(base=ex.ZERO, count=ex.ZERO)
-    trials: list[tuple[dict[str, int], list[int]]] | None = None
-    if len(tiles.get_basic_sets()) > 1:
-        trials = _trials(row)
-        if not _plausible([seen for _, seen in trials]):
-            return None
-    for guess in _guesses(row, tiles):
+    single = len(tiles.get_basic_sets()) == 1
+    for guess, exact in intervals(row.tiles, row.context) if single else ():
+        if operations(guess) <= MAX_OPERATIONS and row.same(exact):
+            tidied = _tidied(guess)
+            return tidied if operations(tidied) <= most else None
+    trials = _trials(row)
+    stride = None if single else sets.whole(tiles.get_stride(0))
+    if not _plausible([seen for _, seen in trials], stride):
+        return None
+    for guess in _guesses(row, tiles, trials):
         if operations(guess) > MAX_OPERATIONS:
             continue
-        if trials and any(_tiles_at(guess, values) != seen for values, seen in trials):
+        if any(_tiles_at(guess, values) != seen for values, seen in trials):
             continue  # wrong already at a trial point: isl need not be asked
-        tidied = replace(
-            guess, base=ex.tidy(guess.base, RANGES), count=ex.tidy(guess.count, RANGES)
-        )
-        if row.same(as_set(tidied, tiles)):
+        tidied = _tidied(guess)
+        if operations(tidied) <= most and row.same(as_set(tidied, tiles)):
             return tidied
-        if trials is None:  # the first guess is mostly right: trials pay from the second on
-            trials = _trials(row)
-            if not _plausible([seen for _, seen in trials]):
-                return None
     return None
+
+
+def _tidied(guess: Progression) -> Progression:
+    return replace(guess, base=ex.tidy(guess.base, RANGES), count=ex.tidy(guess.count, RANGES))
 
 
 def operations(progression: Progression) -> int:
@@ -215,19 +215,21 @@ def operations(progression: Progression) -> int:
     return ex.op_count(progression.base) + ex.op_count(progression.count)
 
 
-def _plausible(rows: list[list[int]]) -> bool:
-    """Whether rows of tiles could be one progression: one step, or steps of one and one jump."""
+def _plausible(rows: list[list[int]], stride: int | None = None) -> bool:
+    """Whether rows of tiles could be one progression: one step, or steps of one and one jump.
+
+    With ``stride``, that step alone.
+    """
     steps = {b - a for row in rows for a, b in pairwise(row)}
+    if stride is not None:
+        return steps <= {stride}
     return len(steps) <= 1 or (len(steps) == 2 and min(steps) == 1)
 
 
-def _trials(row: Row) -> list[tuple[dict[str, int], list[int]]]:
+def _trials(row: Row) -> list[Trial]:
     """Return the key tiles at a few small rows: cheap grounds to drop a wrong guess."""
     trials = []
-    for qb, keys in TRIAL_ROWS:
-        values = _point(row.context, {"qb": qb, "NK": keys})
-        if values is None:
-            continue
+    for values in _points(row.context):
         at = row.tiles
         for i, name in enumerate(sets.param_names(at)):
             at = at.fix_val(isl.dim_type.param, i, sets.val(values[name]))
@@ -241,22 +243,26 @@ def _trials(row: Row) -> list[tuple[dict[str, int], list[int]]]:
     return trials
 
 
-def _point(context: isl.Set, wanted: dict[str, int]) -> dict[str, int] | None:
-    """Return values of all parameters that satisfy the context and the wanted ones, if any do."""
+def _points(context: isl.Set) -> tuple[dict[str, int], ...]:
+    """Return values of all parameters at the trial rows that satisfy the context."""
     names = sets.param_names(context)
-    for i, name in enumerate(names):
-        if name in wanted:
-            context = context.fix_val(isl.dim_type.param, i, sets.val(wanted[name]))
-    points = context.from_params().move_dims(
-        isl.dim_type.set, 0, isl.dim_type.param, 0, len(names)
-    )
-    if points.is_empty():
-        return None
-    point = points.sample_point()
-    return {
-        name: sets.whole(point.get_coordinate_val(isl.dim_type.set, i))
-        for i, name in enumerate(names)
-    }
+    found = []
+    for qb, keys in TRIAL_ROWS:
+        at = context
+        for i, name in enumerate(names):
+            if name in ("qb", "NK"):
+                at = at.fix_val(isl.dim_type.param, i, sets.val(qb if name == "qb" else keys))
+        points = at.from_params().move_dims(
+            isl.dim_type.set, 0, isl.dim_type.param, 0, len(names)
+        )
+        if points.is_empty():
+            continue
+        point = points.sample_point()
+        found.append({
+            name: sets.whole(point.get_coordinate_val(isl.dim_type.set, i))
+            for i, name in enumerate(names)
+        })
+    return tuple(found)
 
 
 def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
@@ -266,10 +272,10 @@ def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
     return sorted(base + guess.period * (i // guess.run) + i % guess.run for i in range(count))
 
 
-def _guesses(row: Row, tiles: isl.Set) -> Iterator[Progression]:
+def _guesses(row: Row, tiles: isl.Set, trials: Sequence[Trial]) -> Iterator[Progression]:
     """Yield candidates: equally spaced tiles first, then runs that repeat."""
     stride = sets.whole(tiles.get_stride(0))
-    for first, last in _ends(row, tiles, stride):
+    for first, last in ends(row.tiles, row.context, stride, trials):
         length = ex.add(ex.floordiv(ex.sub(last, first), stride), ex.ONE)
         yield Progression(base=first, count=length, period=stride)
     yield from _repeating(row, tiles)
@@ -296,9 +302,9 @@ def _repeating(row: Row, tiles: isl.Set) -> Iterator[Progression]:
     least = sets.least(places)
     run = sets.whole(sets.greatest(places).sub(least).max_val()) + 1
     for low in sets.piecewise(least, lambda kind, i: kept[i]):
-        for first, last in _ends_of_basic(row.tiles.gist_params(row.context), 1, name):
+        for first, last in ends_of_basic(row.tiles.gist_params(row.context), 1, name):
             # The first run that ends at or after ``first``; the proof fails if it would be cut.
-            skipped = _ceil_div(ex.sub(first, ex.add(low, ex.Const(run - 1))), period)
+            skipped = ceil_div(ex.sub(first, ex.add(low, ex.Const(run - 1))), period)
             base = ex.add(low, ex.scale(period, skipped))
             beyond = ex.sub(last, base)
             count = ex.add(
@@ -306,111 +312,6 @@ def _repeating(row: Row, tiles: isl.Set) -> Iterator[Progression]:
                 ex.minimum(ex.add(ex.mod(beyond, period), ex.ONE), ex.Const(run)),
             )
             yield Progression(base=base, count=count, period=period, run=run)
-
-
-def _ends(row: Row, tiles: isl.Set, stride: int) -> Iterator[tuple[ex.IntExpr, ex.IntExpr]]:
-    """Yield guesses at the first and last tile of a row, the simplest first."""
-    names = names_of(tiles)
-
-    def name(kind: isl.dim_type, i: int) -> str:
-        return names[(kind, i)]
-
-    pieces = tiles.get_basic_sets()
-    if len(pieces) == 1:
-        yield from _ends_of_basic(row.tiles.gist_params(row.context), stride, name)
-    try:
-        low, high = sets.least(tiles), sets.greatest(tiles)
-    except isl.Error as error:
-        sets.reraise_over_budget(error)
-        return  # unbounded on some side
-    lows = list(sets.piecewise(low.gist_params(row.context), name))
-    highs = list(sets.piecewise(high.gist_params(row.context), name))
-    guard = sets.bool_expr(tiles.params().gist(row.context).coalesce(), name)
-    for first in lows:
-        for last in highs:
-            yield first, last
-    nothing = ex.sub(lows[-1], ex.Const(stride))
-    yield lows[-1], ex.select(guard, highs[-1], nothing)
-
-
-def _ends_of_basic(
-    tiles: isl.Set, stride: int, name: Callable[[isl.dim_type, int], str]
-) -> Iterator[tuple[ex.IntExpr, ex.IntExpr]]:
-    """Read the ends off the constraints on ``kb``: the greatest lower and least upper bound."""
-    lows: list[ex.IntExpr] = []
-    highs: list[ex.IntExpr] = []
-    guards: list[ex.BoolExpr] = []
-    residue: ex.IntExpr | None = None
-    for basic in tiles.remove_redundancies().get_basic_sets():
-        for constraint in basic.get_constraints():
-            aff = constraint.get_aff()
-            factor = int(sets.rational(aff.get_coefficient_val(isl.dim_type.in_, 0)))
-            rest = aff.set_coefficient_val(isl.dim_type.in_, 0, sets.val(0))
-            if constraint.is_div_constraint():
-                continue
-            if _div_uses_tile(rest):
-                _bounds_through_div(tiles, constraint, name, lows, highs)
-                continue
-            if not factor:
-                guards.append(
-                    sets.balanced(
-                        "==" if constraint.is_equality() else ">=", sets.int_expr(rest, name)
-                    )
-                )
-                continue
-            if constraint.is_equality() and abs(factor) != 1:
-                continue
-            if factor > 0 or constraint.is_equality():
-                scaled = rest if factor < 0 else rest.neg()
-                lows.append(_ceil_div(sets.int_expr(scaled, name), abs(factor)))
-            if factor < 0 or constraint.is_equality():
-                scaled = rest if factor < 0 else rest.neg()
-                highs.append(ex.floordiv(sets.int_expr(scaled, name), abs(factor)))
-    if not lows or not highs:
-        return
-    first, last = ex.maximum(*lows), ex.minimum(*highs)
-    if stride > 1:
-        info = tiles.get_stride_info(0)
-        residue = sets.int_expr(info.get_offset(), name)
-        first = ex.add(first, ex.mod(ex.sub(residue, first), stride))
-    before_end = last
-    if "NK" in sets.param_names(tiles):
-        before_end = ex.minimum(last, ex.sub(ex.Var("NK"), ex.ONE))
-    if guards:  # isl drops 0 <= kb < NK where a guard implies it
-        yield ex.maximum(first, ex.ZERO), before_end
-    yield first, last
-    if guards:  # tile 0 often belongs to another piece: the sink
-        yield ex.maximum(first, ex.ONE), before_end
-    if guards:
-        yield first, ex.select(ex.and_(*guards), last, ex.sub(first, ex.Const(stride)))
-
-
-def _bounds_through_div(
-    tiles: isl.Set,
-    constraint: isl.Constraint,
-    name: Callable[[isl.dim_type, int], str],
-    lows: list[ex.IntExpr],
-    highs: list[ex.IntExpr],
-) -> None:
-    """Add the bound that a constraint on ``floor(kb / c)`` puts on ``kb``, if it is one."""
-    alone = isl.BasicSet.universe(tiles.get_space()).add_constraint(constraint).to_set()
-    for bounds, extreme in ((lows, sets.least), (highs, sets.greatest)):
-        try:
-            bounds.append(next(sets.piecewise(extreme(alone), name)))
-        except isl.Error as error:
-            sets.reraise_over_budget(error)  # otherwise: unbounded on this side
-
-
-def _ceil_div(part: ex.IntExpr, divisor: int) -> ex.IntExpr:
-    return ex.floordiv(ex.add(part, ex.Const(divisor - 1)), divisor)
-
-
-def _div_uses_tile(aff: isl.Aff) -> bool:
-    return any(
-        sets.rational(aff.get_coefficient_val(isl.dim_type.div, i))
-        and aff.get_div(i).involves_dims(isl.dim_type.in_, 0, 1)
-        for i in range(aff.dim(isl.dim_type.div))
-    )
 
 
 def as_set(progression: Progression, like: isl.Set) -> isl.Set:

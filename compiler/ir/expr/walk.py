@@ -52,28 +52,22 @@ from attnc.compiler.ir.expr.nodes import (
     Var,
 )
 
+_CHILDREN: Mapping[type, Callable[[Any], tuple[Expr, ...]]] = {
+    **dict.fromkeys((Add, Min, Max, And, Or), lambda e: e.parts),
+    **dict.fromkeys((Scale, FloorDiv, Mod, Member, Abs, IsPow2, Not), lambda e: (e.part,)),
+    **dict.fromkeys((Compare, Mul), lambda e: (e.left, e.right)),
+    **dict.fromkeys((Quot, Rem), lambda e: (e.part, e.by)),
+    Read: lambda e: e.index,
+    Select: lambda e: (e.condition, e.then, e.otherwise),
+    Exists: lambda e: (e.low, e.high, e.body),
+    **dict.fromkeys((Const, Var, Truth), lambda _: ()),
+}
+"""The sub-expressions by class: walks are much of the compiler's time, and a look-up is short."""
+
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """Return the direct sub-expressions, in order."""
-    match expr:
-        case Add(parts) | Min(parts) | Max(parts) | And(parts) | Or(parts):
-            return parts
-        case Scale(_, part) | FloorDiv(part, _) | Mod(part, _) | Member(part, _):
-            return (part,)
-        case Abs(part) | IsPow2(part) | Not(part):
-            return (part,)
-        case Compare(_, left, right):
-            return (left, right)
-        case Mul(left, right) | Quot(left, right) | Rem(left, right):
-            return (left, right)
-        case Read(_, index):
-            return index
-        case Select(condition, then, otherwise):
-            return (condition, then, otherwise)
-        case Exists(_, low, high, body):
-            return (low, high, body)
-        case _:
-            return ()
+    return _CHILDREN[type(expr)](expr)
 
 
 def walk(expr: Expr) -> Iterator[Expr]:
@@ -118,14 +112,20 @@ def relevant_side(expr: Expr) -> Literal["none", "q", "k", "both"]:
 
 def op_count(expr: Expr) -> int:
     """Return how many operations evaluate the expression: the measure of "cheaper"."""
-    return sum(
-        len(node.parts) - 1 if isinstance(node, Add | Min | Max | And | Or)
-        else 3 if isinstance(node, IsPow2)
-        else 2 * len(node.values) if isinstance(node, Member)
-        else 1
-        for node in walk(expr)
-        if not isinstance(node, Const | Var | Truth)
-    )
+    total = 0
+    for node in walk(expr):
+        match node:
+            case Const() | Var() | Truth():
+                pass
+            case Add(parts) | Min(parts) | Max(parts) | And(parts) | Or(parts):
+                total += len(parts) - 1
+            case IsPow2():
+                total += 3
+            case Member(_, members):
+                total += 2 * len(members)
+            case _:
+                total += 1
+    return total
 
 
 def substitute(expr: Any, values: Mapping[str, IntExpr]) -> Any:
