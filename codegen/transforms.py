@@ -43,8 +43,11 @@ def _differences(x: torch.Tensor) -> torch.Tensor:
 def _repeat(counts: torch.Tensor, size: int | None) -> torch.Tensor:
     """0 counts[0] times, 1 counts[1] times, ...: ``size`` elements, all of them where it is None.
 
-    Raises: ValueError on a CPU if the counts do not add up to ``size``; a GPU is not waited for.
+    Raises: ValueError on a CPU if a count is negative or the counts do not add up to ``size``; a
+        GPU is not waited for.
     """
+    if counts.device.type == "cpu" and (counts < 0).any():
+        raise ValueError(f"a count to repeat is {int(counts.min())}; it must be 0 or more")
     ends = counts.clamp(min=0).to(torch.int64).cumsum(0)
     if size is None or counts.device.type == "cpu":
         total = int(ends[-1]) if len(ends) else 0

@@ -90,6 +90,15 @@ class Loaded:
         other.values, other.inputs, other.sizes = self.values, self.inputs, self.sizes
         return other
 
+    def with_inputs(self, inputs: Mapping[str, object] | None) -> Loaded:
+        """Return the same with more inputs given: their sides may say a number of heads."""
+        if not inputs:
+            return self
+        other = Loaded(self.named, {}, self.found, self.layer)
+        other.values, other.sizes = self.values, self.sizes
+        other.inputs = {**self.inputs, **inputs}
+        return other
+
     def __call__(
         self,
         nq: int | None = None,

@@ -281,7 +281,10 @@ class Setting(Functions):
         names = free_names(one.default, self.module) - self.tensors.keys()
         if names & {i.name for i in self.inputs} or self.sizes.unknown(names):
             return
-        array = np.asarray(self.value(one.default, {**self.sizes.env, **self.tensors}))
+        try:
+            array = np.asarray(self.value(one.default, {**self.sizes.env, **self.tensors}))
+        except ValueError as wrong:
+            raise refused("ATT0511", f"input `{one.name}`: {wrong}", one.span) from wrong
         if array.ndim != len(one.dims):  # one value for all
             sides = [None if d.extent is None else self.demand(d.extent, None) for d in one.dims]
             if None in sides:

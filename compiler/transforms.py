@@ -64,8 +64,13 @@ def differences(x: NDArray[Any]) -> Ints:
 
 
 def repeat(counts: NDArray[Any]) -> Ints:
-    """0 ``counts[0]`` times, 1 ``counts[1]`` times, ... Shape: ``[m] -> [sum(counts)]``."""
-    return np.repeat(np.arange(len(counts), dtype=np.int64), np.maximum(counts, 0))
+    """0 ``counts[0]`` times, 1 ``counts[1]`` times, ... Shape: ``[m] -> [sum(counts)]``.
+
+    Raises: ValueError for a negative count.
+    """
+    if len(counts) and np.min(counts) < 0:
+        raise ValueError(f"a count to repeat is {int(np.min(counts))}; it must be 0 or more")
+    return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
 
 def khop(adjacency: NDArray[Any], hops: int) -> Flags:

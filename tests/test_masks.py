@@ -166,3 +166,17 @@ def test_an_extent_is_a_length(extent: Any) -> None:
     assert pattern.mask(extents={"y": 3}).shape == (1, 6, 6)
     with pytest.raises(ValueError, match=r"y is .*; a length is an integer from 0"):
         pattern.mask(extents={"y": extent})
+
+
+def test_blocks_take_a_number_of_heads_from_their_inputs() -> None:
+    pattern = attnc.parse(
+        "pattern p(input c: int[heads, *]) heads h: heads = { q -> k, h : k in c[h] }"
+    )
+    blocks = pattern.blocks(n=64, tile=(16, 16), inputs={"c": [[1], [2]]})
+    assert (blocks.full, blocks.partial, blocks.empty) == (0, 8, 24)
+
+
+def test_negative_counts_are_refused() -> None:
+    pattern = attnc.zoo.document_prefix_lm(offsets=[0, 30, 20, 30], prefixes=[1, 1, 1])
+    with pytest.raises(attnc.CompileError, match="input `doc`: a count to repeat is -10"):
+        pattern.mask(n=40)
