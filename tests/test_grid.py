@@ -138,6 +138,39 @@ def test_videos(case: tuple[str, dict[str, Any]], query: list[int], key: list[in
     _exact(*case, query, key)
 
 
+ATOMS = (
+    "abs(q.x - k.x) <= 3 * h + 1", "q.y == k.y", "h == 1", "k.y <= q.y", "q >= k",
+    "q.x div 3 == k.x div 3", "abs(q - k) <= 9", "k.x mod 4 == h", "q.y + k.y < 9", "k < 3",
+    "not (q.x == k.x)", "max(q.y - k.y, q.x - k.x) <= 2", "q.x in [1, 4, 7]",
+    "(if h < 2 then q.y else q.x) <= (if h < 2 then k.y else k.x)",
+)  # fmt: skip
+
+CONDITIONS = st.recursive(
+    st.sampled_from(ATOMS),
+    lambda inner: st.one_of(
+        st.builds("({} and {})".format, inner, inner),
+        st.builds("({} or {})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(condition=CONDITIONS, extents=st.tuples(st.integers(1, 12), st.integers(1, 14)),
+       sides=st.lists(SIDES, min_size=4, max_size=4))  # fmt: skip
+def test_random_conditions(condition: str, extents: tuple[int, int], sides: list[int]) -> None:
+    """Whatever is said of axes, heads and flat positions: the same mask, the same pairs."""
+    pattern = load_text(
+        f"pattern p on grid(y: {extents[0]}, x: {extents[1]}) heads h: 3 ="
+        f" {{ q -> k, h : {condition} }}"
+    )
+    mask = cg.classify_grid(pattern, BoxTiling(tuple(sides[:2]), tuple(sides[2:])))
+    assert not verify(mask)
+    counted, dense = count_grid(mask), dense_counts(mask)
+    assert counted == dense if mask.exact else counted.pairs_kept == dense.pairs_kept
+
+
 def test_token_order() -> None:
     """Tokens that stand tile by tile keep their coordinates."""
     for text in (0, 6):

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAX_PAIRS = 1 << 22
+MAX_PAIRS = 1 << 24
 """Most pairs of positions, over all heads, that an axis is evaluated at."""
+
+CHUNK_PAIRS = 1 << 20
+"""Pairs that are evaluated at once."""
 
 MAX_RUNS = 24
 """More stretches of tiles in a row than these make no pieces."""
@@ -49,8 +52,12 @@ class AxisTables:
 
         shape = (self._axis.heads or 1, self._axis.queries, self._axis.keys)
         h, q, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
-        kept = np.asarray(ex.evaluate(condition, {"q": q, "k": k, "h": h}), dtype=bool)
-        return np.broadcast_to(kept, shape)
+        kept = np.empty(shape, dtype=bool)
+        step = max(1, CHUNK_PAIRS // (shape[0] * shape[2]))
+        for start in range(0, shape[1], step):
+            rows = slice(start, start + step)
+            kept[:, rows] = ex.evaluate(condition, {"q": q[:, rows], "k": k, "h": h})
+        return kept
 
     def minus(self, left: NDArray[np.bool_], right: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return what is in ``left`` and not in ``right``."""
