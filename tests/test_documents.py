@@ -33,7 +33,8 @@ def printed(block: markdown.Block, pattern: Pattern) -> str:
         case "blocks":
             return whole(show(classify(pattern, tiling)))
         case "plan":
-            return whole(show(build_plan(pattern, head_dim=64, tile=tiling, cpu_tile=tiling)))
+            plan = build_plan(pattern, head_dim=64, tile=tiling, cpu_tile=tiling, backward=True)
+            return whole(show(plan))
         case "triton":
             return kernel_loop(pattern, tiling)
         case "mask":

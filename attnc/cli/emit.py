@@ -99,7 +99,9 @@ def command(
         else:
             from attnc.cli.planning import plan_for
 
-            plan = plan_for(pattern, head_dim, value_dim, dtype, target, tile)
+            plan = plan_for(
+                pattern, head_dim, value_dim, dtype, target, tile, backward=stage == "plan"
+            )
             if explain:
                 for note in plan.notes:
                     click.echo(f"note: {note}", err=True)
@@ -129,7 +131,7 @@ def emit_plan(
     if stage == "plan":
         from attnc.compiler.ir.show import show
 
-        return show(plan), facts  # one plan holds the GPU kernel and the CPU executor
+        return show(plan), facts  # one plan holds the GPU kernels and the CPU executor
     if stage == "triton":
         from attnc.codegen.module import emit_module
 

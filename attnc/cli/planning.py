@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 
 def plan_for(
-    pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object
+    pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object,
+    *, backward: bool = False,
 ) -> Plan:
-    """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile."""
+    """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile.
+
+    ``backward``: with the kernels of the backward.
+    """
     from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.passes.build_plan import build_plan
@@ -42,6 +46,7 @@ def plan_for(
             target=cast(Any, "sm_90" if on_cpu else target),
             tile=None if on_cpu else cast(Any, tile),
             cpu_tile=cast(Tiling | None, tile) if on_cpu else None,
+            backward=backward,
         )
     except ValueError as wrong:
         raise CompileError([Diagnostic(code="ATT0405", message=str(wrong))]) from wrong

@@ -8,8 +8,8 @@ from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
-from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression
-from attnc.compiler.ir.gridmask import GridMask, GridPiece
+from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
+from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
 from attnc.compiler.ir.plan import BackwardPlan, DataTiles, ForwardPlan, LoopPlan, Plan, Segment
 from attnc.compiler.ir.transpose import transposed
 
@@ -103,8 +103,8 @@ def _grid_piece(piece: GridPiece, several: bool) -> str:
     return _classed(_boxes(piece, several), piece.residual)
 
 
-def _boxes(piece: GridPiece, several: bool) -> str:
-    axes = [show_tiles(tiles, f"kb_{axis}") for axis, tiles in enumerate(piece.tiles)]
+def _boxes(piece: GridPiece, several: bool, name: str = "kb") -> str:
+    axes = [show_tiles(tiles, f"{name}_{axis}") for axis, tiles in enumerate(piece.tiles)]
     where = f"segment {piece.queries} -> {piece.keys}: " if several else ""
     return where + " by ".join(axes)
 
@@ -130,7 +130,7 @@ def show_tiles(tiles: Progression, name: str = "kb") -> str:
 
 def _plan(plan: Plan) -> list[str]:
     lines = [*_pattern(plan.pattern), *_forward(plan.forward)]
-    lines += _backward(plan.backward) if plan.backward is not None else []
+    lines += _backward(plan.backward, plan.forward) if plan.backward is not None else []
     lines.append(f"cpu tile {plan.cpu.tiling}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)
@@ -154,10 +154,11 @@ def _forward(forward: ForwardPlan) -> list[str]:
     return [first, *_loop(forward)]
 
 
-def _backward(backward: BackwardPlan) -> list[str]:
+def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[str]:
     """Show its loops in the names of the pattern that was written."""
-    made = "dkdv" if backward.dk is None else "dv"
-    lines = ["backward dq", *_loop(backward.dq), f"backward {made}", *_of_keys(backward.dkdv)]
+    dq = _loop(backward.dq)
+    lines = ["backward dq as forward"] if dq == _loop(forward) else ["backward dq", *dq]
+    lines += ["backward dkdv" if backward.dk is None else "backward dv", *_of_keys(backward.dkdv)]
     return lines if backward.dk is None else [*lines, "backward dk", *_of_keys(backward.dk)]
 
 
@@ -176,17 +177,25 @@ def _loop(loop: LoopPlan) -> list[str]:
 
 def _of_keys(loop: LoopPlan) -> list[str]:
     """Show a loop over query tiles for each key tile."""
+    sides: Tiling | BoxTiling = Tiling(loop.tiling.k, loop.tiling.q)
+    if loop.boxes is not None:
+        sides = BoxTiling(loop.boxes.tiling.key, loop.boxes.tiling.query)
     lines = [
-        f"  tile {loop.tiling.k}x{loop.tiling.q} warps {loop.warps} stages {loop.stages}",
+        f"  tile {sides} warps {loop.warps} stages {loop.stages}",
         f"  loop over {loop.form}, key tiles {loop.row_order}",
     ]
     for segment in loop.segments:
-        tiles = segment.tiles
-        own = replace(tiles, base=transposed(tiles.base), count=transposed(tiles.count))
-        lines.append(_segment(replace(segment, tiles=own), "qb"))
+        lines.append(_segment(replace(segment, tiles=_inverse(segment.tiles)), "qb"))
+    for piece in loop.boxes.pieces if loop.boxes is not None else ():
+        own = replace(piece, tiles=tuple(map(_inverse, piece.tiles)))
+        lines.append(f"  boxes {_boxes(own, True, 'qb')}{'' if piece.full else ' masked'}")
     lines += _masks(tuple(map(transposed, loop.masks)))
     data = loop.data
     return lines + _data(None if data is None else replace(data, core=transposed(data.core)))
+
+
+def _inverse(tiles: Progression) -> Progression:
+    return replace(tiles, base=transposed(tiles.base), count=transposed(tiles.count))
 
 
 def _masks(masks: tuple[ex.BoolExpr, ...]) -> list[str]:

@@ -23,6 +23,8 @@ _OTHER = {
     "q": "k", "qb": "kb", "nq": "nk", "NQ": "NK",
     "k": "q", "kb": "qb", "nk": "nq", "NK": "NQ",
 }  # fmt: skip
+"""The name of the same thing on the other side; coordinates have the number of an axis behind."""
+
 _LENGTHS: dict[str, ex.IntExpr] = {"nq": ex.Var("nk"), "nk": ex.Var("nq")}
 
 
@@ -62,4 +64,9 @@ def transposed_formula(formula: ArrayExpr) -> ArrayExpr:
 
 
 def _values(names: frozenset[str]) -> dict[str, ex.IntExpr]:
-    return {name: ex.Var(_OTHER[name]) for name in names if name in _OTHER}
+    found: dict[str, ex.IntExpr] = {}
+    for name in names:
+        side, line, axis = name.partition("_")
+        if side in _OTHER and (axis.isdecimal() or not line):
+            found[name] = ex.Var(f"{_OTHER[side]}{line}{axis}")
+    return found

@@ -8,7 +8,7 @@ from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask
 from attnc.compiler.ir.gridmask import GridMask
-from attnc.compiler.ir.plan import ForwardPlan, Plan
+from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan, Plan
 from attnc.dsl.diagnostics import Diagnostic
 
 TRIAL_LENGTHS = ((1, 1), (33, 33), (50, 20), (20, 50))
@@ -34,9 +34,10 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
             found = _pattern(ir.pattern) + _grid_mask(ir)
         case Plan():
             found = list(verify(ir.forward.block_mask)) + list(verify(ir.cpu.block_mask))
-            found += _forward(ir.forward)
+            found += _loop(ir.forward)
             if (ir.forward.data is None) is not (ir.cpu.data is None):
                 found.append(_broken("one executor tests tiles and the other does not"))
+            found += _backward(ir.backward, ir.forward) if ir.backward is not None else []
     return tuple(found)
 
 
@@ -112,10 +113,24 @@ def _grid_mask(mask: GridMask) -> list[Diagnostic]:
     return [] if same else [_broken(f"block mask and pattern differ at {nq} queries, {nk} keys")]
 
 
-def _forward(forward: ForwardPlan) -> list[Diagnostic]:
-    worst = max((segment.mask for segment in forward.segments), default=0)
-    if worst > len(forward.masks):
-        return [_broken(f"a segment uses mask {worst} of {len(forward.masks)}")]
-    if (forward.form == "data") is not (forward.data is not None):
-        return [_broken(f"a plan of form {forward.form} does not go with its tests of tiles")]
+def _loop(loop: LoopPlan) -> list[Diagnostic]:
+    worst = max((segment.mask for segment in loop.segments), default=0)
+    if worst > len(loop.masks):
+        return [_broken(f"a segment uses mask {worst} of {len(loop.masks)}")]
+    if (loop.form == "data") is not (loop.data is not None):
+        return [_broken(f"a plan of form {loop.form} does not go with its tests of tiles")]
     return []
+
+
+def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
+    for loop in backward.loops:
+        found += [*verify(loop.block_mask), *_loop(loop)]
+        pattern = loop.block_mask.pattern
+        if loop is not backward.dq:
+            pattern = pattern.transposed()
+        if pattern != forward.block_mask.pattern:
+            found.append(_broken("a loop of the backward is of another pattern"))
+        if forward.data is not None and loop.data is None:
+            found.append(_broken("the forward tests tiles and a loop of the backward does not"))
+    return found

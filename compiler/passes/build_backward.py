@@ -9,9 +9,12 @@ The second is the block mask of ``pattern.transposed()``: symbolic like the firs
 from __future__ import annotations
 
 from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan
+from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.grid_plan import on_boxes
 from attnc.compiler.passes.loops import build_loop
 from attnc.compiler.passes.tiles import TileChoice, asked, default
 from attnc.compiler.passes.tiles_backward import Pass, candidates, held
@@ -25,6 +28,7 @@ def build_backward(
 ) -> BackwardPlan:
     """Plan the kernels that go with a forward kernel.
 
+    Boxes of a grid are the same in all of them.
     Args: ``tile`` overrides the tile of all of them; ``choices`` sets each: of dQ, of dK and dV, or
     with three of dQ, dV and dK, the last two in passes of their own. Sides are queries by keys.
     """
@@ -37,15 +41,18 @@ def build_backward(
         *((inverse, Tiling(choice.k, choice.q)) for choice in chosen[1:]),
     ]
     tested = forward.data is not None or any(tiles_of(*side)[1] for side in sides)
-    loops = []
-    for side, choice in zip(sides, chosen, strict=True):
-        mask, data, _ = tiles_of(*side, tested=tested)
-        loops.append(
-            build_loop(
-                LoopPlan, mask, data, choice, head_dim=forward.head_dim,
-                value_dim=forward.value_dim, dtype=forward.dtype, target=forward.target,
-            )
+    loops: list[LoopPlan] = []
+    for (pattern, tiling), choice in zip(sides, chosen, strict=True):
+        mask, data, _ = tiles_of(pattern, tiling, tested=tested)
+        loop = build_loop(
+            LoopPlan, mask, data, choice, head_dim=forward.head_dim, value_dim=forward.value_dim,
+            dtype=forward.dtype, target=forward.target,
         )
+        if forward.boxes is not None:
+            own_sides = forward.boxes.tiling
+            turned = BoxTiling(own_sides.key, own_sides.query)
+            loop = on_boxes(loop, classify_grid(pattern, turned if loops else own_sides))
+        loops.append(loop)
     return BackwardPlan(dq=loops[0], dkdv=loops[1], dk=loops[2] if len(loops) == 3 else None)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment, Target
+from attnc.compiler.ir.plan import BackwardPlan, CpuPlan, ForwardPlan, Plan, Segment, Target
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
@@ -32,7 +32,7 @@ def build_plan(
     """Decide everything codegen needs.
 
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
-    256), and ``cpu_tile`` the executor's. Boxes of a grid are for the forward kernel: those given,
+    256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
     or the best of as many tokens as its tile ("boxes"). ``backward``: plan its kernels as well,
     which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
@@ -61,10 +61,10 @@ def build_plan(
         target=target,
     )
     kernel = forward if boxes is None else on_boxes(forward, boxes)
+    back = build_backward(kernel, tile) if backward else None
     return Plan(
         pattern=pattern, forward=kernel, cpu=_cpu(pattern, cpu_tiling, tested=tested),
-        backward=build_backward(forward, tile) if backward else None,
-        notes=_notes(kernel, tile, why),
+        backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back),
     )
 
 
@@ -114,3 +114,12 @@ def _notes(
     notes.append(f"rows are launched {forward.row_order}")
     notes += [f"widened: {note}" for note in mask.widened]
     return tuple(notes)
+
+
+def _notes_of_keys(backward: BackwardPlan | None) -> tuple[str, ...]:
+    """Say where the loops over query tiles visit more than they need."""
+    if backward is None:
+        return ()
+    masks = [loop.boxes or loop.block_mask for loop in backward.loops[1:]]
+    notes = dict.fromkeys(note for mask in masks for note in mask.widened)
+    return tuple(f"widened for key tiles: {note}" for note in notes)

@@ -1,4 +1,4 @@
-"""Forward plan + boxes of a grid -> the plan of a kernel that walks boxes.
+"""Plan of a kernel + boxes of a grid -> the plan of the kernel that walks boxes.
 
 The kernel reads its tiles from a table that the device makes of the pieces; token positions follow
 from the number of a tile.
@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.gridmask import GridMask, pairs_of
-from attnc.compiler.ir.plan import ForwardPlan
 from attnc.compiler.passes.coordinates import in_coordinates
+from attnc.compiler.passes.loops import Kernel
 
 MAX_MASKS = 4
 """More mask classes than this become one: the whole predicate."""
 
 
-def on_boxes(forward: ForwardPlan, boxes: GridMask) -> ForwardPlan:
+def on_boxes(loop: Kernel, boxes: GridMask) -> Kernel:
     """Return the plan on boxes of as many tokens as the tiles that were planned.
 
     Masks read coordinates; the last one, ``true``, is for full tiles that cross the end of an axis.
@@ -29,7 +29,7 @@ def on_boxes(forward: ForwardPlan, boxes: GridMask) -> ForwardPlan:
            for extent, side in zip(keys.extents, keys.box, strict=True)):  # fmt: skip
         masks.append(ex.TRUE)
     return replace(
-        forward, boxes=boxes, segments=(), masks=tuple(masks), form="table", data=None,
+        loop, boxes=boxes, segments=(), masks=tuple(masks), form="table", data=None,
         row_order="forward" if _even(boxes) else "sorted",
     )
 
