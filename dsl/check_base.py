@@ -137,7 +137,13 @@ class Checker(ABC):
         if kind.type is None or fits(kind.type, wanted):
             return kind
         help_ = ""
-        if kind.type.kind in ("rational", "real") and wanted.kind == "int":
+        rounded = isinstance(expr, ast.Call) and expr.function in ("floor", "ceil")
+        if kind.type.kind == "real" and wanted.kind == "int" and rounded:
+            help_ = (
+                "at run time reals are not exact, so they index nothing; list the values at "
+                "compile time: `[for x in 0..128 : floor(...)]`, as `t5_bucket` does"
+            )
+        elif kind.type.kind in ("rational", "real") and wanted.kind == "int":
             help_ = "round it with `floor(...)` or `ceil(...)`"
             help_ += ", or divide with `div`" if kind.type.kind == "rational" else ""
         elif wanted.kind == "bool" and kind.type.kind in ("int", "rational", "real"):
