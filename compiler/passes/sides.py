@@ -11,6 +11,7 @@ values there) or for each pair of positions. Conditions are terms of value 0 and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from attnc.compiler.ir import expr as ex
@@ -33,6 +34,7 @@ class Sides:
     test: ex.BoolExpr
 
 
+@lru_cache(maxsize=64)
 def split(predicate: ex.BoolExpr) -> Sides:
     """Take a predicate apart, each term as large as it gets.
 

@@ -81,12 +81,18 @@ def walk(expr: Expr) -> Iterator[Expr]:
 
 def free_vars(expr: Expr) -> frozenset[str]:
     """Return the names of the variables used and not bound by an ``Exists`` inside."""
-    if isinstance(expr, Exists):
-        outer = free_vars(expr.low) | free_vars(expr.high)
-        return outer | (free_vars(expr.body) - {expr.var})
-    if isinstance(expr, Var):
-        return frozenset((expr.name,))
-    return frozenset().union(*(free_vars(c) for c in children(expr)))
+    names: set[str] = set()
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Var):
+            names.add(node.name)
+        elif isinstance(node, Exists):
+            names |= free_vars(node.body) - {node.var}
+            stack += (node.low, node.high)
+        else:
+            stack += children(node)
+    return frozenset(names)
 
 
 def reads(expr: Expr) -> tuple[Read, ...]:
