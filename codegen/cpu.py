@@ -16,15 +16,19 @@ from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, Progression
 from attnc.compiler.ir.plan import CpuPlan
 
 _CUT = re.compile(r"^# --- cut: \w+ ---\n", flags=re.MULTILINE)
-PASTED = ("cpu_schedule.py", "cpu_executor.py")
+PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_backward.py")
 """Files whose text below the cut line stands, verbatim, in every written module."""
 
-_NOT_PASTED = ("__future__", "attnc.codegen.cpu_schedule")
+_NOT_PASTED = ("__future__", "attnc.codegen.cpu_schedule", "attnc.codegen.cpu_executor")
 
 
 def emit_cpu(plan: CpuPlan) -> str:
-    """Print ``_cpu_forward(q, k, v, scale) -> (out, lse)`` and all it needs, as top-level source.
+    """Print ``_cpu_forward`` and ``_cpu_backward`` and all they need, as top-level source.
 
+    ``_cpu_forward(q, k, v, scale, *extra) -> (out, lse)``;
+    ``_cpu_backward(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs) -> (dq, dk, dv,
+    [gradient of each input tensor])``: ``needs`` has a bool for each of these, None stands for what
+    is not wanted, grad_lse may be None.
     The text opens with its imports and holds ``predicate.HOST_HELPERS``, once for a whole module.
     A plan that is completed at the call is printed by ``data.py``.
     """
@@ -75,6 +79,15 @@ def emit_cpu(plan: CpuPlan) -> str:
     with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
         out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
         out.line("return _cpu_attention(_CPU_TILES, q, k, v, scale)")
+    out.line()
+    out.line()
+    with out.block(
+        "def _cpu_backward(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs):"
+    ):
+        out.line('"""Run it backward. Returns dq, dk, dv, those of inputs; None: not wanted."""')
+        out.line("given = (q, k, v, out, lse, grad_out, grad_lse)")
+        out.line("grads = _cpu_attention_backward(_CPU_TILES, *given, scale, needs)")
+        out.line("return *grads, [None for tensors in extra[:1] for _ in tensors]")
     return out.text()
 
 

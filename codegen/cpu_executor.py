@@ -19,6 +19,7 @@ from attnc.codegen.cpu_schedule import _Call, _CpuTiles, _Keys, _Schedule, _sche
 _CALL_BYTES = 8 << 20  # output of one call: what stays in the cache until it is merged
 _MASK_ELEMENTS = 1 << 20  # pairs whose predicate is evaluated at once, where rows share no mask
 _KEPT_MASK_BYTES = 32 << 20  # masks held for later calls, for each pair of lengths
+_OF_KEYS = (1, 2, 7, 8)  # of q, k, v, out, lse, grad_out, dq, dk, dv: those with the heads of k
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -56,7 +57,7 @@ def _cpu_attention(
 def _select(
     tiles: _CpuTiles, heads: tuple[int, ...] | None, *parts: torch.Tensor
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """Yield views of q, k, v, out, lse with the given heads only, one by one."""
+    """Yield views of q, k, v, out, lse, ... with the given heads only, one by one."""
     if heads is None:
         yield 0, list(parts)
         return
@@ -65,12 +66,11 @@ def _select(
         at_q, at_k = slice(head, head + 1), slice(head // group, head // group + 1)
         if tiles.kv_heads:
             at_q, at_k = slice(head * group, (head + 1) * group), at_q
-        own = [at_q, at_k, at_k, at_q, at_q]
-        yield head, [x[:, some] for x, some in zip(parts, own, strict=True)]
+        yield head, [x[:, at_k if i in _OF_KEYS else at_q] for i, x in enumerate(parts)]
 
 
 def _lanes(*parts: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Yield q, k, v, out, lse as ``[E, tokens, ...]``, E pairs of batch and head each."""
+    """Yield q, k, v, out, lse, ... as ``[E, tokens, ...]``, E pairs of batch and head each."""
     q, k = parts[:2]
     sizes = (q.shape[0], k.shape[1], q.shape[1] // k.shape[1])  # B, Hkv, heads of q for each
     strides = [
@@ -88,7 +88,10 @@ def _lanes(*parts: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     merged.sort(key=lambda dim: dim[0])
     extent, steps = merged.pop() if merged else (1, [0] * len(parts))
     for index in itertools.product(*(range(size) for size, _ in merged)):
-        offsets = [sum(i * s[x] for i, (_, s) in zip(index, merged, strict=True)) for x in range(5)]
+        offsets = [
+            sum(i * s[x] for i, (_, s) in zip(index, merged, strict=True))
+            for x in range(len(parts))
+        ]
         yield [
             x.as_strided((extent, *x.shape[2:]), (step, *x.stride()[2:]), x.storage_offset() + at)
             for x, step, at in zip(parts, steps, offsets, strict=True)
@@ -114,34 +117,17 @@ def _run(
     for first in range(0, call.spans, most):
         count = min(most, call.spans - first)
 
-        def tiles(x: torch.Tensor, at: int = first, count: int = count) -> torch.Tensor:
-            """View the tokens of x as [E, count, stack, queries, ...]."""
-            step = x.stride(1)
-            return x.as_strided(
-                (x.shape[0], count, call.stack, call.queries, *x.shape[2:]),
-                (x.stride(0), call.query_step * step, call.stack_step * step, *x.stride()[1:]),
-                x.storage_offset() + (call.first_query + at * call.query_step) * step,
-            )
-
-        def windows(x: torch.Tensor, at: int = first, count: int = count) -> torch.Tensor:
-            """View the tokens of x as [E, count, keys, D]; the views overlap."""
-            step = x.stride(1)
-            return x.as_strided(
-                (x.shape[0], count, call.keys, x.shape[2]),
-                (x.stride(0), call.key_step * step, *x.stride()[1:]),
-                x.storage_offset() + (call.first_key + at * call.key_step) * step,
-            )
-
         mask, dead = _mask(schedule, call, keys, head, nq, nk, first, count, q.dtype)
         part, part_lse = _flash(
-            tiles(q).flatten(2, 3), windows(k), windows(v), 0.0, False, attn_mask=mask, scale=scale
+            _rows_of(q, call, first, count).flatten(2, 3), _keys_of_rows(k, call, first, count),
+            _keys_of_rows(v, call, first, count), 0.0, False, attn_mask=mask, scale=scale,
         )
         part = part[..., :value_dim]
         if dead is not None:  # the kernel says lse 0 for a row without keys
             part = part.masked_fill(dead[..., None], 0)
             part_lse = part_lse.masked_fill(dead, -math.inf)
         part, part_lse = (x.unflatten(2, (call.stack, call.queries)) for x in (part, part_lse))
-        whole, whole_lse = tiles(out), tiles(lse)
+        whole, whole_lse = (_rows_of(x, call, first, count) for x in (out, lse))
         if call.fresh:
             whole.copy_(part)
             whole_lse.copy_(part_lse)
@@ -151,6 +137,26 @@ def _run(
         whole.mul_((whole_lse - finite).exp_()[..., None])
         whole.addcmul_(part.to(whole.dtype), (part_lse - finite).exp_()[..., None])
         whole_lse.copy_(total)
+
+
+def _rows_of(x: torch.Tensor, call: _Call, first: int, count: int) -> torch.Tensor:
+    """View the queries of some spans. Shape: ``[E, Q, ...] -> [E, count, stack, queries, ...]``."""
+    step = x.stride(1)
+    return x.as_strided(
+        (x.shape[0], count, call.stack, call.queries, *x.shape[2:]),
+        (x.stride(0), call.query_step * step, call.stack_step * step, *x.stride()[1:]),
+        x.storage_offset() + (call.first_query + first * call.query_step) * step,
+    )
+
+
+def _keys_of_rows(x: torch.Tensor, call: _Call, first: int, count: int) -> torch.Tensor:
+    """View the keys of some spans; they overlap. Shape: ``[E, K, D] -> [E, count, keys, D]``."""
+    step = x.stride(1)
+    return x.as_strided(
+        (x.shape[0], count, call.keys, x.shape[2]),
+        (x.stride(0), call.key_step * step, *x.stride()[1:]),
+        x.storage_offset() + (call.first_key + first * call.key_step) * step,
+    )
 
 
 def _mask(

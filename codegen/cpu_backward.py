@@ -1,0 +1,147 @@
+"""gradients of out and lse + a schedule -> those of q, k, v, by torch's CPU flash kernel.
+
+``codegen/cpu.py`` pastes what stands below the cut line, verbatim, into every written module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from attnc.codegen.cpu_executor import _keys_of_rows, _lanes, _mask, _rows_of, _select
+from attnc.codegen.cpu_schedule import _Call, _CpuTiles, _Keys, _Schedule, _schedule
+
+# --- cut: backward ---
+
+# The calls are those of the forward. With the out and lse of a whole row each call gives its exact
+# share of the gradients, and shares add up: those of keys, which windows have in common, slice by
+# slice, so that two runs agree in every bit. Half types are computed in float32.
+
+_SHARE_BYTES = 8 << 20  # gradients of one call: what stays in the cache until it is added
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def _cpu_attention_backward(
+    tiles: _CpuTiles,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    scale: float,
+    needs: Sequence[bool],
+) -> _Gradients:
+    """Run a plan backward. Returns: dq, dk, dv, contiguous; None where ``needs`` says so."""
+    nq, nk = q.shape[2], k.shape[2]
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    grads = [x.new_zeros(x.shape, dtype=exact) for x in (q, k, v)]
+    if nk > 0 and lse.numel() > 0:  # the kernel dies of a length 0
+        with torch.device("cpu"):  # whatever the default device is
+            schedule = _schedule(tiles, nq, nk)
+        parts = [*_prepared(q, k, v, out, lse, grad_out, grad_lse), *grads]
+        for batch in schedule.batches:
+            at = batch.keys.positions
+            for head, part in _select(tiles, batch.heads, *parts):
+                whole = part[7:]
+                if at is not None:
+                    part[1:3] = [x.index_select(2, at) for x in part[1:3]]
+                    part[7:] = [torch.zeros_like(x[:, :, : len(at)]) for x in whole]
+                for lane in _lanes(*part):
+                    for call in batch.calls:
+                        _run_backward(schedule, call, batch.keys, head, nq, nk, lane, scale)
+                if at is not None:
+                    for x, gathered in zip(whole, part[7:], strict=True):
+                        x[:, :, at] += gathered
+    dq, dk, dv = (
+        x.to(q.dtype) if wanted else None for x, wanted in zip(grads, needs, strict=False)
+    )
+    return dq, dk, dv
+
+
+def _prepared(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """Return q, k, v, out, lse and grad_out as the kernel wants them.
+
+    A gradient of lse goes in as one more value: ``rowsum(grad_out * out)``, which the kernel takes
+    from ``grad_out * (q @ k)``'s gradients, becomes smaller by it. A row without keys gets lse
+    inf, which makes all of its weights 0.
+    """
+    empty = lse == -math.inf
+    parts = [x.to(lse.dtype) for x in (q, k, v, out, grad_out)]
+    dims, value_dims = q.shape[3], v.shape[3]
+    if grad_lse is not None:
+        less = -grad_lse.to(lse.dtype).masked_fill(empty, 0)
+        parts[3] = torch.cat([parts[3], less[..., None]], 3)
+        parts[4] = F.pad(parts[4], (0, 1), value=1.0)
+        value_dims += 1
+    width = max(dims, value_dims)  # the kernel wants equal widths; zeros change no product
+    parts = [F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in parts]
+    parts = [x if x.stride(3) == 1 else x.contiguous() for x in parts]
+    return [*parts[:4], lse.masked_fill(empty, math.inf), parts[4]]
+
+
+def _run_backward(
+    schedule: _Schedule,
+    call: _Call,
+    keys: _Keys,
+    head: int,
+    nq: int,
+    nk: int,
+    lane: list[torch.Tensor],
+    scale: float,
+) -> None:
+    """Run one call, in portions that stay in the cache, and add its shares to the gradients."""
+    q, k, v, out, lse, grad_out, dq, dk, dv = lane
+    a_span = (call.queries * call.stack + 2 * call.keys) * q.shape[0] * q.shape[2]
+    most = max(1, _SHARE_BYTES // (a_span * q.element_size()))
+    for first in range(0, call.spans, most):
+        count = min(most, call.spans - first)
+        mask, _ = _mask(schedule, call, keys, head, nq, nk, first, count, q.dtype)
+        asked = [_rows_of(x, call, first, count).flatten(2, 3) for x in (grad_out, q, out, lse)]
+        seen = [_keys_of_rows(x, call, first, count) for x in (k, v)]
+        share, share_k, share_v = _flash_backward(
+            *asked[:2], *seen, *asked[2:], 0.0, False, attn_mask=mask, scale=scale
+        )
+        rows = _rows_of(dq, call, first, count)
+        rows += share[..., : dq.shape[2]].unflatten(2, (call.stack, call.queries))
+        start = call.first_key + first * call.key_step
+        for whole, part in ((dk, share_k), (dv, share_v)):
+            _add_windows(whole, part[..., : whole.shape[2]], start, call.key_step)
+
+
+def _add_windows(whole: torch.Tensor, part: torch.Tensor, start: int, step: int) -> None:
+    """Add windows of keys, ``step`` tokens from one to the next, the first at ``start``.
+
+    Shape: whole ``[E, K, D]``, part ``[E, count, keys, D]``. Where all of E share their keys whole
+    has stride 0.
+    """
+    if whole.shape[0] > 1 and whole.stride(0) == 0:
+        whole, part = whole[:1], part.sum(0, keepdim=True)
+    _, count, keys, _ = part.shape
+    if count > 1 and step == 0:
+        part, count = part.sum(1, keepdim=True), 1
+    if count * step < keys or count == 1:  # fewer windows than slices
+        for i in range(count):
+            whole[:, start + i * step : start + i * step + keys] += part[:, i]
+        return
+    token = whole.stride(1)
+    for left in range(0, keys, step):  # slices of this width never overlap
+        slices = part[:, :, left : left + step]
+        whole.as_strided(
+            slices.shape,
+            (whole.stride(0), step * token, token, 1),
+            whole.storage_offset() + (start + left) * token,
+        ).add_(slices)
