@@ -70,7 +70,7 @@ def _integers() -> st.SearchStrategy[ex.IntExpr]:
     )
 
 
-def _conditions() -> st.SearchStrategy[ex.BoolExpr]:
+def conditions() -> st.SearchStrategy[ex.BoolExpr]:
     value = _integers()
     atoms = st.one_of(
         st.builds(
@@ -131,7 +131,7 @@ def by_token(
 
 
 @settings(max_examples=150, deadline=None)
-@given(predicate=_conditions(), nq=LENGTHS, nk=LENGTHS, tiling=TILINGS, seed=st.integers(0, 99))
+@given(predicate=conditions(), nq=LENGTHS, nk=LENGTHS, tiling=TILINGS, seed=st.integers(0, 99))
 def test_tables_of_random_predicates(
     predicate: ex.BoolExpr, nq: int, nk: int, tiling: Tiling, seed: int
 ) -> None:
@@ -169,7 +169,7 @@ def test_tables_of_random_predicates(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    predicate=_conditions(), known=st.sampled_from([ex.is_static, is_plain]), nq=LENGTHS,
+    predicate=conditions(), known=st.sampled_from([ex.is_static, is_plain]), nq=LENGTHS,
     nk=LENGTHS, seed=st.integers(0, 99),
 )
 def test_hull_and_core_lie_around(
@@ -188,7 +188,7 @@ def test_hull_and_core_lie_around(
 
 
 @settings(max_examples=150, deadline=None)
-@given(predicate=_conditions(), seed=st.integers(0, 99))
+@given(predicate=conditions(), seed=st.integers(0, 99))
 def test_side_terms_substitute_back(predicate: ex.BoolExpr, seed: int) -> None:
     """Terms depend on one side, the test on terms alone; together they are the predicate."""
     sides = split(predicate)

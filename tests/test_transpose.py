@@ -16,20 +16,23 @@ from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
-from attnc.compiler.ir.plan import TARGETS, Target
+from attnc.compiler.ir.plan import TARGETS, DataTiles, Target
 from attnc.compiler.ir.transpose import transposed
 from attnc.compiler.ir.verify import verify
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.data_tiles import count as count_tested
 from attnc.compiler.passes.data_tiles import tile_table
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.hull import candidates as candidates_of
+from attnc.compiler.passes.hull import core
 from attnc.compiler.passes.tiles import TileChoice, padded
 from attnc.compiler.passes.tiles_backward import Pass, candidates, held
 from attnc.dsl.diagnostics import CompileError
 from attnc.runtime.lint import SHARED_LIMIT_BYTES
 from tests.strategies import patterns
-from tests.test_data_tiles import by_token
+from tests.test_data_tiles import TILINGS, arrays, by_token, conditions, pattern_of
 from tests.test_zoo import OPS, example
 
 LENGTHS = st.integers(1, 150)
@@ -111,6 +114,28 @@ def test_tables_of_key_tiles(name: str) -> None:
     assert 0 < kept.sum() < kept.size
     assert (kept <= visited).all()
     assert (full <= kept).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    predicate=conditions(), nq=st.integers(1, 90), nk=st.integers(1, 90), tiling=TILINGS,
+    seed=st.integers(0, 99),
+)
+def test_key_tiles_of_random_data(
+    predicate: ex.BoolExpr, nq: int, nk: int, tiling: Tiling, seed: int
+) -> None:
+    """Tiles of the inverse that are tested pair by pair are those of the pattern, turned."""
+    pattern, data = pattern_of(predicate), arrays(seed, nq, nk)
+    counts = []
+    for one, sides, lengths in (
+        (pattern, tiling, (nq, nk)),
+        (pattern.transposed(), Tiling(tiling.k, tiling.q), (nk, nq)),
+    ):
+        test = DataTiles(predicate=one.predicate, core=core(one.predicate), refine=True)
+        counts.append(count_tested(candidates_of(one, sides), test, *lengths, data))
+    own, of_keys = counts
+    assert own.pairs_kept == pattern.mask(nq, nk, data).sum()
+    assert own == of_keys
 
 
 def test_boxes_of_keys() -> None:
