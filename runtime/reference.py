@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.pattern import Pattern
+from attnc.runtime.real_terms import real_values
 
 _ULP = {
     torch.float64: 2.0**-52,
@@ -46,49 +47,61 @@ def terms(
 ) -> Terms:
     """Evaluate a pattern at the lengths of q and k, by its definition.
 
+    Scores, at pairs that are kept, and sinks have a gradient for the inputs that require one.
+
     Args: ``inputs`` are tensors, with or without a batch dimension, and numbers, by name.
     """
     nq, nk = q.shape[2], k.shape[2]
     ranks = {one.name: len(one.dims) for one in pattern.inputs}
-    arrays = {n: x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-              for n, x in (inputs or {}).items()}  # fmt: skip
-    batched = {n for n, x in arrays.items() if np.ndim(x) > ranks[n]}
-    items = max((len(arrays[n]) for n in batched), default=1)
-    given = [
-        {n: x[i if len(x) > 1 else 0] if n in batched else x for n, x in arrays.items()}
-        for i in range(items)
-    ]
+    batched = {n for n, x in (inputs or {}).items() if np.ndim(x) > ranks[n]}
+    items = max((len((inputs or {})[n]) for n in batched), default=1)
+    given = []
+    for item in range(items):
+        own = {n: x[item if len(x) > 1 else 0] if n in batched else x
+               for n, x in (inputs or {}).items()}  # fmt: skip
+        arrays = {n: _array(x) if isinstance(x, Tensor) else x for n, x in own.items()}
+        learned = {n: x for n, x in own.items() if isinstance(x, Tensor) and x.requires_grad}
+        given.append((arrays, pattern.given(nq, nk, arrays, extents) | learned))
     group = q.shape[1] // k.shape[1] if pattern.kv_heads else 1
-    masks = [torch.from_numpy(pattern.mask(nq, nk, one, extents)) for one in given]
+    mask = torch.stack([
+        torch.from_numpy(pattern.mask(nq, nk, arrays, extents)) for arrays, _ in given
+    ]).repeat_interleave(group, 1)  # fmt: skip
 
     def score(dot: Tensor) -> Tensor:
-        rows = dot.detach().cpu().numpy()
-        folded = rows.reshape(len(rows), -1, group, nq, nk).swapaxes(1, 2)  # heads of the mask last
-        found = [
-            pattern.scores(nq, nk, given[i if items > 1 else 0], extents, dot=one)
-            for i, one in enumerate(folded)
-        ]
-        shaped = np.stack(found).swapaxes(1, 2).reshape(rows.shape)
-        return torch.from_numpy(shaped).to(dot.device)
+        assert pattern.score is not None
+        kept, products = mask.broadcast_to(dot.shape).nonzero(), dot.cpu()
+        found = torch.zeros_like(products)
+        for item, (_, data) in enumerate(given):
+            some = kept[kept[:, 0] == item] if items > 1 else kept
+            _, heads, rows, keys = (x.numpy() for x in some.unbind(1))
+            h = heads // group if pattern.heads else 0 * heads
+            scope = {"q": rows, "k": keys, "h": h, "nq": nq, "nk": nk}
+            at = tuple(some.unbind(1))
+            values = real_values(pattern.score, scope, data, products[at])
+            found = found.index_put(at, values)
+        return found.to(dot.device)
 
     return Terms(
-        mask=torch.stack(masks).repeat_interleave(group, 1),
+        mask=mask,
         score=None if pattern.score is None else score,
         sink=None if pattern.sink is None else torch.stack([
-            _sink(pattern, pattern.sink, nq, nk, one, extents) for one in given
+            _sink(pattern, pattern.sink, nq, nk, data) for _, data in given
         ]).repeat_interleave(group, 1),
     )  # fmt: skip
 
 
+def _array(x: Tensor) -> Any:
+    plain = x.detach().cpu()
+    return (plain.double() if plain.is_floating_point() else plain).numpy()
+
+
 def _sink(
-    pattern: Pattern, sink: sc.RealExpr, nq: int, nk: int, inputs: Mapping[str, Any],
-    extents: Mapping[str, int] | None,
+    pattern: Pattern, sink: sc.RealExpr, nq: int, nk: int, data: Mapping[str, Any]
 ) -> Tensor:
     """Evaluate the logit beside the keys. Shape: ``[heads or 1]``."""
     heads = pattern.heads or 1
     scope = {"h": np.arange(heads), "nq": nq, "nk": nk}
-    found = sc.evaluate(sink, scope, pattern.given(nq, nk, inputs, extents))
-    return torch.from_numpy(np.broadcast_to(np.asarray(found, np.float64), (heads,)).copy())
+    return real_values(sink, scope, data, torch.zeros(heads, dtype=torch.float64))
 
 
 def reference(
