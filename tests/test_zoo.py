@@ -91,3 +91,20 @@ def test_kernel_in_the_interpreter(name: str) -> None:
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
     module._gpu_forward(q, k, v, 0.25, out, lse, *extra)
     assert_within(out, lse, q, k, v, terms(pattern.ir, q, k, inputs))
+
+
+@pytest.mark.parametrize(
+    ("model", "density"),
+    [
+        ({"n": 69120, "frames": 18, "decay": 0.2}, 0.287),  # Wan 2.1
+        ({"n": 76800, "frames": 20, "decay": 0.8}, 0.353),  # Wan 2.2
+        ({"n": 115200, "frames": 30, "decay": 0.95, "sink_frame": False}, 0.275),  # Hunyuan
+    ],
+    ids=["wan_2_1", "wan_2_2", "hunyuan"],
+)
+def test_density_of_radial_at_published_sizes(model: dict[str, Any], density: float) -> None:
+    pattern = attnc.zoo.radial_blocks(s=3840, **model)
+    blocks = model["n"] // 128
+    mask = pattern.ir.mask(blocks, blocks)
+    assert round(float(mask.mean()), 3) == density
+    assert pattern.blocks(tile=(64, 64)).counts.pairs_kept == mask.sum()
