@@ -109,13 +109,13 @@ def emit_module(plan: Plan) -> str:
         ("Checks", checks),
         ("Arguments of the pattern", inputs),
         ("GPU kernel", emit_kernel(plan.forward)),
-        ("Bounds of both executors", _used_helpers(inputs + tiles + launch + executor)),
+        ("Bounds of both executors", used_helpers(inputs + tiles + launch + executor)),
         ("Tiles of a call", tiles),
         ("GPU launch", launch),
         ("CPU executor", executor),
         ("Registration", registration),
     ]
-    imports, bodies, defined = _hoist_imports(sections)
+    imports, bodies, defined = hoist_imports(sections)
     name = module_name(plan.pattern)
     function = f"{name}_" if name in defined or hasattr(builtins, name) else name
     text = "\n".join(
@@ -124,17 +124,17 @@ def emit_module(plan: Plan) -> str:
             "from __future__ import annotations\n",
             *imports,
             "",
-            _GUARDED_TRITON,
+            GUARDED_TRITON,
             _constants(plan, name, digest),
             _function(plan, function),
-            *(f"\n{_rule(title)}\n\n{b.strip()}\n" for title, b in bodies if b.strip()),
+            *(f"\n{rule(title)}\n\n{b.strip()}\n" for title, b in bodies if b.strip()),
         ]
     )
     ast.parse(text)
     return text
 
 
-def _used_helpers(text: str) -> str:
+def used_helpers(text: str) -> str:
     """Return those functions of ``HOST_HELPERS`` that a text names."""
     lines = HOST_HELPERS.splitlines()
     used = [
@@ -159,7 +159,7 @@ def contract() -> tuple[str, str]:
     return "\n".join([*imports, "", parts[1].strip(), ""]), parts[2].strip() + "\n"
 
 
-_GUARDED_TRITON = '''\
+GUARDED_TRITON = '''\
 # Triton is needed on a GPU, and for its interpreter; a CPU-only torch never loads it.
 _NO_TRITON: ImportError | None = None
 try:
@@ -173,7 +173,8 @@ except ImportError as _reason:
 '''
 
 
-def _rule(title: str) -> str:
+def rule(title: str) -> str:
+    """Return the comment that heads a section."""
     return f"# {'-' * (_RULE - len(title) - 3)} {title}"
 
 
@@ -214,7 +215,7 @@ attnc wrote this file from the plan with the hash above; to change it, change th
 compile again. It needs torch, and triton on a GPU, but not attnc. The generated code belongs to
 you; the parts copied from attnc (checks, CPU executor, registration) are Apache-2.0.
 """
-    return f'"""{_in_docstring(body)}"""\n'
+    return f'"""{in_docstring(body)}"""\n'
 
 
 def _cpu_line(cpu: CpuPlan) -> str:
@@ -238,7 +239,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _in_docstring(text: str) -> str:
+def in_docstring(text: str) -> str:
     """Escape a text for a triple-quoted string; control characters become escapes too."""
     escaped = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     return "".join(
@@ -246,13 +247,17 @@ def _in_docstring(text: str) -> str:
     )
 
 
+def ascii_name(name: str) -> str:
+    """Return a name for torch.library, which takes no other letters."""
+    return re.sub(r"[^0-9A-Za-z_]", "_", name)
+
+
 def _constants(plan: Plan, name: str, digest: str) -> str:
-    ascii_name = re.sub(r"[^0-9A-Za-z_]", "_", name)  # torch takes no others
     types = "(torch.float32,)" if plan.forward.dtype == "fp32" else _HALF_TYPES
     return f'''
 NAME = "{name}"
 PLAN = "{digest}"
-OP = "{ascii_name}_{digest[:_HASH_DIGITS]}"
+OP = "{ascii_name(name)}_{digest[:_HASH_DIGITS]}"
 HEADS: int | None = {None if plan.pattern.kv_heads else plan.pattern.heads}
 HEAD_DIM = {plan.forward.head_dim}
 VALUE_DIM = {plan.forward.value_dim}
@@ -309,7 +314,7 @@ __all__ = ["{function}", "op"]
 '''
 
 
-def _hoist_imports(
+def hoist_imports(
     sections: list[tuple[str, str]],
 ) -> tuple[list[str], list[tuple[str, str]], set[str]]:
     """Move the imports of all sections to the top; return imports, bodies and defined names."""
@@ -328,7 +333,7 @@ def _hoist_imports(
                 raise AssertionError(f"{title} defines {sorted(clash)} again")
             defined |= names
         bodies.append((title, re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines))))
-    text = "\n".join([_GUARDED_TRITON, *(body for _, body in bodies)])
+    text = "\n".join([GUARDED_TRITON, *(body for _, body in bodies)])
     used = {line for line in imports if re.search(rf"\b{line.split()[-1]}\b", text)}
     standard = sorted(line for line in used if not _is_torch(line))
     third_party = sorted((line for line in used if _is_torch(line)), key=_plain_first)
