@@ -149,6 +149,9 @@ def _literal(expr: ast.Expr, text: str, param: ast.Param) -> object:
     raise ValueError(f"expected {describe(param.type)}, found {text!r}")
 
 
+INPUT_HELP = "ints are ints, truth values are bool or 0 and 1, and every axis counts"
+
+
 def read_array(given: Any, one: ast.Input) -> NDArray[Any]:
     """Turn what was given for an input into its array: int64, bool or float64.
 

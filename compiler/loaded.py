@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnc.compiler.binding import Value, names_patterns, read_array, read_value
+from attnc.compiler.binding import INPUT_HELP, Value, names_patterns, read_array, read_value
 from attnc.compiler.ir.pattern import Pattern
 from attnc.dsl import nodes as ast
 from attnc.dsl.check import check
@@ -135,7 +135,9 @@ class Loaded:
                 arrays[name] = read_array(given, declared[name])
             except ValueError as wrong:
                 where = declared[name].span
-                found = Diagnostic(code="ATT0511", message=f"input `{name}`: {wrong}", span=where)
+                found = Diagnostic(
+                    code="ATT0511", message=f"input `{name}`: {wrong}", span=where, help=INPUT_HELP
+                )  # fmt: skip
                 raise CompileError([found]) from wrong
         return arrays
 

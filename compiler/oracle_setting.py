@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.binding import bind, read_array, show_value
+from attnc.compiler.binding import INPUT_HELP, bind, read_array, show_value
 from attnc.compiler.oracle_expr import Env, Evaluator, Missing, Tensor, to_real
 from attnc.compiler.oracle_sizes import Sizes, refused
 from attnc.compiler.oracle_space import Stretch, free_names, lay_out, total
@@ -157,7 +157,8 @@ class Setting(Functions):
         try:
             self.tensors[one.name] = read_array(raw, one)
         except ValueError as wrong:
-            raise refused("ATT0511", f"input `{one.name}`: {wrong}", one.span) from wrong
+            message = f"input `{one.name}`: {wrong}"
+            raise refused("ATT0511", message, one.span, INPUT_HELP) from wrong
 
     def choices(self) -> dict[str, str]:
         """Return the words that parameters may be, which stand for themselves."""
@@ -284,7 +285,9 @@ class Setting(Functions):
         try:
             array = np.asarray(self.value(one.default, {**self.sizes.env, **self.tensors}))
         except ValueError as wrong:
-            raise refused("ATT0511", f"input `{one.name}`: {wrong}", one.span) from wrong
+            message = f"input `{one.name}`: {wrong}"
+            help_ = "it is computed: change the inputs that its formula reads, or give it itself"
+            raise refused("ATT0511", message, one.span, help_) from wrong
         if array.ndim != len(one.dims):  # one value for all
             sides = [None if d.extent is None else self.demand(d.extent, None) for d in one.dims]
             if None in sides:
