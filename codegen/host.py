@@ -13,7 +13,7 @@ from attnc.codegen.data import data_text, emit_candidates, emit_rules
 from attnc.codegen.kernel_inputs import InputArgument, input_arguments
 from attnc.codegen.triton_forward import KERNEL, STRIDES, heads_in_order, parameters
 from attnc.codegen.writer import Writer
-from attnc.compiler.ir.plan import MAX_LENGTH, ForwardPlan
+from attnc.compiler.ir.plan import MAX_LENGTH, ForwardPlan, LoopPlan
 
 ALIGN_BYTES = 16
 """Widest load of a GPU thread."""
@@ -45,7 +45,12 @@ def emit_host(plan: ForwardPlan) -> str:
     if (needs_schedule(plan) and plan.boxes is None) or plan.form == "data":
         emit_candidates(out, "_gpu_segments", plan.segments, heads)
     if needs_schedule(plan):
-        _emit_schedule(out, plan)
+        emit_store(out)
+        if plan.boxes is None:
+            together = heads_in_order(plan)
+            emit_build(out, plan, "_gpu_build_schedule", "_gpu_segments", by_head=together)
+        else:
+            emit_box_build(out, plan)
     if plan.form == "data":
         refine = plan.data is not None and plan.data.refine
         emit_rules(out, "_GPU_RULES", plan, refine=refine)
@@ -53,20 +58,21 @@ def emit_host(plan: ForwardPlan) -> str:
     return out.text()
 
 
-def needs_schedule(plan: ForwardPlan) -> bool:
+def needs_schedule(plan: LoopPlan) -> bool:
     """Whether the kernel reads tensors that depend on the lengths (row order, tile table)."""
     return plan.form == "table" or (plan.form == "ranges" and plan.row_order == "sorted")
 
 
-def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
-    out.line("_GPU_SCHEDULES = OrderedDict()  # (nq, nk, device) -> tensors, oldest first")
+def emit_store(out: Writer) -> None:
+    """Print ``_gpu_schedule``, which keeps what kernels read for some lengths."""
+    out.line("_GPU_SCHEDULES = OrderedDict()  # (build, nq, nk, device) -> tensors, oldest first")
     out.line("_GPU_LOCK = threading.Lock()")
     out.line("_GPU_PINNED = []  # tensors that a captured CUDA graph reads: never freed")
     out.line()
     out.line()
-    with out.block("def _gpu_schedule(nq, nk, device):"):
-        out.line('"""Return the tensors the kernel reads for these lengths; build them if new."""')
-        out.line("key = (nq, nk, device)")
+    with out.block("def _gpu_schedule(build, nq, nk, device):"):
+        out.line('"""Return the tensors a kernel reads for these lengths; build them if new."""')
+        out.line("key = (build, nq, nk, device)")
         out.line('on_gpu = device.type == "cuda"')
         out.line("capturing = on_gpu and torch.cuda.is_current_stream_capturing()")
         with out.block("with _GPU_LOCK:"):
@@ -82,7 +88,7 @@ def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
                     " modes (default device, inference) are none of the caller's."
                 )
                 with out.block("with ThreadPoolExecutor(1) as thread:"):
-                    out.line("built = thread.submit(_gpu_build_schedule, nq, nk, device).result()")
+                    out.line("built = thread.submit(build, nq, nk, device).result()")
                 out.line("_GPU_SCHEDULES[key] = built")
                 with out.block("if on_gpu:"):
                     out.comment("Other streams may read it next, and may still read an old one.")
@@ -95,16 +101,16 @@ def _emit_schedule(out: Writer, plan: ForwardPlan) -> None:
             out.line("return _GPU_SCHEDULES[key]")
     out.line()
     out.line()
-    if plan.boxes is None:
-        _emit_build(out, plan)
-    else:
-        emit_box_build(out, plan)
 
 
-def _emit_build(out: Writer, plan: ForwardPlan) -> None:
+def emit_build(out: Writer, plan: LoopPlan, name: str, segments: str, *, by_head: bool) -> None:
+    """Print the builder of a schedule, over the candidates that the function ``segments`` yields.
+
+    Args: ``by_head``: rows of all heads of the mask are sorted together, not one order for all.
+    """
     heads = plan.block_mask.pattern.heads or 1
-    with out.block("def _gpu_build_schedule(nq, nk, device):"):
-        out.line('"""Count the key tiles of each row' + (
+    with out.block(f"def {name}(nq, nk, device):"):
+        out.line('"""Count the tiles of each row' + (
             ', fill the table' if plan.form == "table" else ""
         ) + (', sort the rows' if plan.row_order == "sorted" else "") + '."""')
         out.line(f"NQ, NK = -(-nq // {plan.tiling.q}), -(-nk // {plan.tiling.k})")
@@ -113,13 +119,15 @@ def _emit_build(out: Writer, plan: ForwardPlan) -> None:
         out.line("zero = torch.zeros_like(h + qb)  # [heads, NQ]")
         if plan.form == "table":
             for line in _BUILD_TABLE:
-                out.line(line)
+                out.line(line.replace("_gpu_segments", segments))
             in_row = "counts.sum(1)"
         else:
             out.line("tiles = zero.clone()")
-            with out.block("for _, count, _, _, _ in _gpu_segments(qb, h, nq, nk, NQ, NK):"):
+            with out.block(f"for _, count, _, _, _ in {segments}(qb, h, nq, nk, NQ, NK):"):
                 out.line("tiles += count")
             in_row = "tiles.flatten()"
+        if heads > 1 and not by_head:
+            in_row += f".view({heads}, NQ).sum(0)"
         results = []
         if plan.row_order == "sorted":
             out.comment("Heavy rows first, so that no long row starts last.")
@@ -223,7 +231,7 @@ def _emit_call_data(out: Writer, plan: ForwardPlan) -> tuple[list[str], list[str
     pointers: list[str] = []
     numbers: list[str] = []
     if needs_schedule(plan):
-        out.line("schedule = _gpu_schedule(nq, nk, q.device)")
+        out.line("schedule = _gpu_schedule(_gpu_build_schedule, nq, nk, q.device)")
         pointers.append("*schedule")
     if given or plan.form == "data":
         out.line(f"data = {data_text(plan.block_mask.pattern)}")
@@ -241,7 +249,7 @@ def _emit_call_data(out: Writer, plan: ForwardPlan) -> tuple[list[str], list[str
             "table.heads * rows if table.batch > 1 else 0", "rows if table.heads > 1 else 0",
         ]
     for one in given:
-        (pointers if one.kind.startswith("*") else numbers).append(_passed(one))
+        (pointers if one.kind.startswith("*") else numbers).append(passed(one))
     names = [name for name, _ in parameters(plan)]
     ends = names.index("scale_log2"), names.index("section") + 1
     assert len(pointers) + (len(schedule_names(plan)) - 1 if needs_schedule(plan) else 0) + 5 == (
@@ -256,7 +264,7 @@ def schedule_names(plan: ForwardPlan) -> list[str]:
     return [n for n, _ in parameters(plan) if n in ("Order", "RowStart", "Entries")]
 
 
-def _passed(one: InputArgument) -> str:
+def passed(one: InputArgument) -> str:
     """Return the text of an argument for an input."""
     tensor = f'data["{one.name}"]'
     match one.source:

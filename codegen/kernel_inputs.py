@@ -1,4 +1,4 @@
-"""forward plan -> what its kernel reads besides q, k and v: the arguments for inputs."""
+"""loop plan -> what its kernel reads besides q, k and v: the arguments for inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnc.codegen.triton_predicate import (
 )
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
-from attnc.compiler.ir.plan import ForwardPlan
+from attnc.compiler.ir.plan import LoopPlan
 
 Source = Literal["tensor", "batch", "side", "number"]
 
@@ -39,7 +39,7 @@ class InputArgument:
 _POINTERS = {"int": "*i64", "bool": "*u8", "real": "*fp32"}
 
 
-def input_arguments(plan: ForwardPlan) -> tuple[InputArgument, ...]:
+def input_arguments(plan: LoopPlan) -> tuple[InputArgument, ...]:
     """Return the arguments for what a kernel reads: tensors first, then numbers."""
     pattern, read = plan.block_mask.pattern, frozenset(_reads(plan))
     tensors = [given for given in pattern.inputs if given.name in read and given.dims]
@@ -74,7 +74,7 @@ def input_arguments(plan: ForwardPlan) -> tuple[InputArgument, ...]:
     return tuple(found)
 
 
-def _reads(plan: ForwardPlan) -> Iterator[str]:
+def _reads(plan: LoopPlan) -> Iterator[str]:
     pattern = plan.block_mask.pattern
     terms: list[ex.Expr] = list(plan.masks)
     if plan.form == "ranges":

@@ -1,4 +1,4 @@
-"""forward plan -> the expressions of its kernel as text: masks, score terms, the sink.
+"""loop plan -> the expressions of its kernel as text: masks, score terms, the sink.
 
 Printed before the kernel that holds them, so that what is the same for all keys is known before the
 loop is written.
@@ -16,11 +16,52 @@ from attnc.codegen.simplify import Ranges, simplify_bool
 from attnc.codegen.triton_predicate import TRITON_HELPERS, Load, TritonDialect
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
+from attnc.compiler.ir import score_derivative as sd
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import ForwardPlan
+from attnc.compiler.ir.plan import LoopPlan
 
-_TILE_NAMES = {n: n for n in ("qb", "h", "nq", "nk", "NQ", "NK")}
-_TOKEN_NAMES = {"q": "q_pos", "k": "k_pos", "h": "h", "nq": "nq", "nk": "nk"}
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Which side has the rows of a kernel; the loop runs over the other.
+
+    ``inverse``: the plan is that of a transposed pattern, whose ``q`` are the keys.
+    """
+
+    inverse: bool = False
+
+    @property
+    def row(self) -> str:
+        """The letter of the side of the rows, in the names of the kernel."""
+        return "k" if self.inverse else "q"
+
+    @property
+    def column(self) -> str:
+        """The letter of the other side."""
+        return "q" if self.inverse else "k"
+
+    @property
+    def tiles(self) -> str:
+        """What the other side is called in front of a noun."""
+        return "query" if self.inverse else "key"
+
+    @property
+    def tokens(self) -> str:
+        """What its tokens are called."""
+        return "queries" if self.inverse else "keys"
+
+    def tile_names(self) -> dict[str, str]:
+        """Name the variables of bounds."""
+        r, c = self.row, self.column
+        return {
+            "qb": f"{r}b", "nq": f"n{r}", "nk": f"n{c}", "NQ": f"N{r.upper()}",
+            "NK": f"N{c.upper()}",
+        }  # fmt: skip
+
+    def token_names(self) -> dict[str, str]:
+        """Name the variables of masks and scores."""
+        r, c = self.row, self.column
+        return {"q": f"{r}_pos", "k": f"{c}_pos", "nq": f"n{r}", "nk": f"n{c}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +75,41 @@ class Term:
 class KernelTerms:
     """The dialects of one kernel, which gather helpers and loads, and what they printed.
 
-    ``head`` is the name of the head of the mask, ``masks`` the test of each mask class in use,
-    ``score`` the scores times log2(e) ("": the scaled product), ``sink`` the sink's logit times
-    log2(e), ``once`` the lines in front of the loop, ``early`` those in front of a tile's product:
-    loads of the score, and of masks that load an element for each pair. Behind the product, or in a
-    branch, such loads would make Hopper wait for each matrix instruction.
+    ``head`` is the name of the head of the mask, ``there`` the test that tokens of a tile exist,
+    ``masks`` the test of each mask class in use, ``score`` the scores times log2(e) ("": the scaled
+    product), ``by_dot`` of a backward kernel the score's derivative by that product ("": 1),
+    ``sink`` the sink's logit times log2(e), ``once`` the lines in front of the loop,
+    ``early`` those in front of a tile's product: loads of the score, and of masks that load an
+    element for each pair. Behind the product, or in a branch, such loads would make Hopper wait for
+    each matrix instruction.
     """
 
-    def __init__(self, plan: ForwardPlan, classes: Iterable[int]) -> None:
+    def __init__(
+        self, plan: LoopPlan, classes: Iterable[int], sides: Sides | None = None, *,
+        backward: bool = False,
+    ) -> None:
         pattern = plan.block_mask.pattern
+        self.sides = sides or Sides()
         self.head = "kv_head" if pattern.kv_heads and pattern.heads else "h"
         ranges, inputs = _ranges(pattern), {one.name: one for one in pattern.inputs}
         self.tile = TritonDialect(
-            {**_TILE_NAMES, "h": self.head}, {**TILE_RANGES, **ranges}, inputs
+            {**self.sides.tile_names(), "h": self.head}, {**TILE_RANGES, **ranges}, inputs
         )
-        self._there = "k_pos < nk"
-        names, places = dict(_TOKEN_NAMES), dict(TOKEN_RANGES)
+        self.there = f"{self.sides.column}_pos < n{self.sides.column}"
+        names, places = self.sides.token_names(), dict(TOKEN_RANGES)
         if plan.boxes is not None:
             if crosses(plan.boxes.keys):
-                self._there = "k_there[None, :]"
+                self.there = "k_there[None, :]"
             names |= coordinate_names(plan.boxes)
             places |= coordinate_ranges(plan.boxes)
         self._token = TritonDialect({**names, "h": self.head}, {**places, **ranges}, inputs)
         scores = TritonScore(self._token)
-        self.sink = "" if pattern.sink is None else scores.once(pattern.sink)
+        self.sink = "" if pattern.sink is None or backward else scores.once(pattern.sink)
         self.score = "" if pattern.score is None else self._score(scores, pattern.score)
+        self.by_dot = ""
+        if pattern.score is not None and backward:
+            slope = sd.derivative(pattern.score).dot
+            self.by_dot = "" if slope == sd.ONE else scores.factor(slope)
         early = self._token.loads
         found = dict(early)
         self.masks: dict[int, Term] = {}
@@ -87,7 +138,8 @@ class KernelTerms:
             return ""
         text = scores.text(score)
         if not any(isinstance(node, sc.Dot) for node in sc.walk(score)):
-            text = f"tl.zeros([BQ, BK], tl.float32) + {text}"
+            shape = f"[B{self.sides.row.upper()}, B{self.sides.column.upper()}]"
+            text = f"tl.zeros({shape}, tl.float32) + {text}"
         return text
 
     def _keep(self, mask: ex.BoolExpr) -> str:
@@ -96,13 +148,13 @@ class KernelTerms:
         keep = self._token.boolean(residual)
         match residual:
             case ex.Truth(True):
-                return self._there
+                return self.there
             case ex.Truth(False):
-                return "k_pos < 0"
+                return f"{self.sides.column}_pos < 0"
             case ex.And():
-                return f"{keep} & ({self._there})"
+                return f"{keep} & ({self.there})"
             case _:
-                return f"({keep}) & ({self._there})"
+                return f"({keep}) & ({self.there})"
 
 
 def _lines(loads: Iterable[Load], *, in_loop: bool) -> tuple[str, ...]:

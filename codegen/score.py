@@ -122,6 +122,10 @@ class TritonScore:
         """Return the text of ``expr`` times log2(e)."""
         return self._real(times(expr, LOG2_E), Level.COMPARE, hoist=True)
 
+    def factor(self, expr: sc.RealExpr) -> str:
+        """Return the text of ``expr`` itself."""
+        return self._real(times(expr), Level.COMPARE, hoist=True)
+
     def once(self, expr: sc.RealExpr) -> str:
         """Return the text of ``expr`` times log2(e), which is the same for all keys."""
         return self._real(times(expr, LOG2_E), Level.COMPARE, hoist=False)
@@ -169,8 +173,8 @@ class TritonScore:
     def _call(self, function: sc.RealFunction, arguments: str) -> str:
         if function == "f32":
             return f"({arguments})"
-        if function == "tanh":
-            self.dialect.helpers.add("_tanh")
+        if function in ("tanh", "sign"):
+            self.dialect.helpers.add(_TRITON[function])
         return f"{_TRITON[function]}({arguments})"
 
     def _joined(
@@ -241,6 +245,7 @@ _TRITON: dict[sc.RealFunction, str] = {
     "min": "tl.minimum",
     "max": "tl.maximum",
     "floor": "tl.floor",
+    "sign": "_sign",
 }
 
 
@@ -302,4 +307,5 @@ _TORCH: dict[sc.RealFunction, str] = {
     "min": "_least",
     "max": "_greatest",
     "floor": "torch.floor",
+    "sign": "torch.sign",
 }

@@ -10,16 +10,12 @@ computed in front of the loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from attnc.codegen.boxes import crosses, token_lines
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import KernelTerms
-from attnc.codegen.simplify import from_first
+from attnc.codegen.loop_text import LoopText, class_tests, one_line
 from attnc.codegen.triton_predicate import pointer_argument
 from attnc.codegen.writer import Writer
-from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import Progression
 from attnc.compiler.ir.plan import ForwardPlan
 from attnc.compiler.passes.tiles import padded
 
@@ -28,8 +24,6 @@ KERNEL = "_attend"
 
 STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row")
 """Stride arguments, int64, in units of ALIGN elements."""
-
-_LONGEST_COMMENT = 240
 
 
 def parameters(plan: ForwardPlan) -> tuple[tuple[str, str], ...]:
@@ -80,11 +74,12 @@ class _Kernel:
     def __init__(self, plan: ForwardPlan) -> None:
         self.plan = plan
         self.pattern = plan.block_mask.pattern
-        self.tests = list(_class_tests(plan))
+        self.tests = list(class_tests(plan))
         self.terms = KernelTerms(plan, [number for number, _ in self.tests])
         ragged = plan.boxes is not None and crosses(plan.boxes.queries)
         self.inside = "q_there" if ragged else "q_pos < nq"
         self.out = Writer()
+        self.loop = LoopText(plan, self.terms, self.tests, self.out)
 
     def text(self) -> str:
         self._head()
@@ -92,7 +87,7 @@ class _Kernel:
             self._constants()
             self._which_row()
             self._load_query()
-            self._segments()
+            self.loop.segments()
             self._once()
             self._start(self.terms.sink)
             self._loop()
@@ -115,11 +110,11 @@ class _Kernel:
         pattern = self.pattern
         params = ", ".join(f"{n} = {v}" for n, v in pattern.params)
         out.line(
-            f'"""Attend one query tile of one head: {_one_line(pattern.name)}, '
+            f'"""Attend one query tile of one head: {one_line(pattern.name)}, '
             f'tile {plan.tiling}."""'
         )
         if params:
-            out.comment(_one_line(params))
+            out.comment(one_line(params))
         out.line(f"BQ: tl.constexpr = {plan.tiling.q}  # queries a tile")
         out.line(f"BK: tl.constexpr = {plan.tiling.k}  # keys a tile")
         for name, dim, what in (
@@ -217,32 +212,6 @@ class _Kernel:
             "DV" if padded(plan.value_dim) == plan.value_dim else "DV_PAD",
         )
 
-    def _segments(self) -> None:
-        out, plan = self.out, self.plan
-        if plan.form != "ranges":
-            out.comment("The key tiles of this row: an entry is `tile * 8 + mask class`.")
-            row = f"{self.terms.head} * NQ + qb" if self.pattern.heads else "qb"
-            if plan.form == "data":
-                row = f"b * table_batch + {self.terms.head} * table_head + qb"
-            out.line(f"row_start = tl.load(RowStart + {row})")
-            out.line(f"tiles = (tl.load(RowStart + {row} + 1) - row_start).to(tl.int32)")
-            out.line("row_entries = Entries + row_start")
-            out.line()
-            return
-        before = ""
-        for number, segment in enumerate(plan.segments):
-            why = "full" if segment.mask == 0 else (
-                f"mask {segment.mask}: {_shown(plan.masks[segment.mask - 1])}"
-            )
-            out.comment(f"Segment {number}, {why}")
-            first = self.terms.tile.name(f"first_{number}", segment.tiles.base)
-            out.line(f"{first} = {self.terms.tile.tile(segment.tiles.base)}")
-            tiles = segment.tiles
-            count = from_first(tiles.count, tiles.base, first, self.terms.tile.ranges)
-            out.line(f"end_{number} = {before}{self.terms.tile.tile(ex.maximum(count, ex.ZERO))}")
-            before = f"end_{number} + "
-        out.line()
-
     def _once(self) -> None:
         """Load and compute what is the same for all keys."""
         for line in self.terms.once:
@@ -267,34 +236,18 @@ class _Kernel:
         if not plan.segments and (plan.boxes is None or not plan.boxes.pieces):
             out.comment("The pattern keeps no pair: no key tile is visited.")
             return
-        end = f"end_{len(plan.segments) - 1}" if plan.form == "ranges" else "tiles"
         if plan.boxes is None:
             out.line("whole_tiles = nk // BK")
-        with out.block(f"for it in range(0, {end}):"):
-            self._key_tile()
+        with out.block(f"for it in range(0, {self.loop.end}):"):
+            self.loop.tile()
             self._scores()
-            self._masks()
+            self.loop.masks()
             scale = "" if self.terms.score else " * scale_log2"
             out.line(f"new_top = tl.maximum(top, tl.max(s, 1){scale})")
             out.line(f"p = tl.math.exp2(s{scale} - new_top[:, None])  # [BQ, BK]")
             for line in _SOFTMAX:
                 out.line(line)
         out.line()
-
-    def _key_tile(self) -> None:
-        out, plan = self.out, self.plan
-        if plan.form != "ranges":
-            out.line("entry = tl.load(row_entries + it)")
-            out.line("kb = entry >> 3")
-            return
-        last = len(plan.segments) - 1
-        for number in range(last, -1, -1):
-            i = "it" if number == 0 else f"it - end_{number - 1}"
-            tile = f"first_{number} + {_step(i, plan.segments[number].tiles)}"
-            out.line(
-                f"kb = {tile}" if number == last
-                else f"kb = tl.where(it < end_{number}, {tile}, kb)"
-            )
 
     def _scores(self) -> None:
         """Multiply q by a tile of keys; score terms make powers of two of the products."""
@@ -333,31 +286,6 @@ class _Kernel:
             out.comment("The score, times log2(e).")
             out.line(f"s = {score}")
 
-    def _masks(self) -> None:
-        """Mask what a tile does not keep, behind a branch for each class."""
-        out, tests = self.out, self.tests
-        if tests and tests[0][1] == _ALWAYS:
-            self._masked(tests[0][0])
-            return
-        keyword = "if"
-        for number, test in tests:
-            with out.block(f"{keyword} {test}:"):
-                self._masked(number)
-            keyword = "elif"
-        if self.plan.boxes is not None:  # boxes that cross an end have a mask class
-            return
-        with out.block(f"{keyword} kb >= whole_tiles:"):
-            out.comment("mask 0: a full tile that crosses the end of the keys")
-            out.line('s = tl.where(k_pos < nk, s, float("-inf"))')
-
-    def _masked(self, number: int) -> None:
-        """Mask the scores of a tile of one class."""
-        self.out.comment(f"mask {number}: {_shown(self.plan.masks[number - 1])}")
-        keep = self.terms.masks[number]
-        for line in keep.loads:
-            self.out.line(line)
-        self.out.line(f's = tl.where({keep.text}, s, float("-inf"))')
-
     def _finish(self) -> None:
         out, dv_pad = self.out, self._pads()[1]
         out.comment("A query without keys has total 0: out 0, lse -inf.")
@@ -381,69 +309,3 @@ _SOFTMAX = (
     'accumulated = tl.dot(p.to(v.dtype), v, accumulated, input_precision="ieee")',
     "top = new_top",
 )
-
-
-def _class_tests(plan: ForwardPlan) -> Iterator[tuple[int, str]]:
-    """Yield each mask class in use and the uniform test that this iteration belongs to it."""
-    passed: set[int] = set()  # segments that an earlier test already took
-    for number in range(1, len(plan.masks) + 1):
-        if plan.form != "ranges":
-            yield number, f"(entry & 7) == {number}"
-            continue
-        member = [s.mask == number for s in plan.segments]
-        tests = []
-        start = 0
-        while start < len(member):
-            if not member[start]:
-                start += 1
-                continue
-            stop = start
-            while stop + 1 < len(member) and member[stop + 1]:
-                stop += 1
-            bounds = []
-            if not passed.issuperset(range(start)):
-                bounds.append(f"it >= end_{start - 1}")
-            if not passed.issuperset(range(stop + 1, len(member))):
-                bounds.append(f"it < end_{stop}")
-            tests.append(bounds)
-            start = stop + 1
-        passed.update(i for i, inside in enumerate(member) if inside)
-        if tests:
-            yield number, _either(tests)
-
-
-_ALWAYS = "it >= 0"
-"""The test of a class that every iteration belongs to."""
-
-
-def _step(i: str, tiles: Progression) -> str:
-    """Print ``period * (i div run) + i mod run`` for ``i >= 0``."""
-    inner = i if i == "it" else f"({i})"
-    if tiles.period == tiles.run:
-        return i
-    if tiles.run == 1:
-        return f"{inner} * {tiles.period}"
-    return f"{inner} // {tiles.run} * {tiles.period} + {inner} % {tiles.run}"
-
-
-def _either(tests: list[list[str]]) -> str:
-    """Join bounds by and, the groups by or."""
-    if any(not bounds for bounds in tests):
-        return _ALWAYS
-    if len(tests) == 1 and len(tests[0]) == 1:
-        return tests[0][0]
-    groups = [
-        bounds[0] if len(bounds) == 1 else " & ".join(f"({b})" for b in bounds)
-        for bounds in tests
-    ]
-    return groups[0] if len(groups) == 1 else " | ".join(f"({g})" for g in groups)
-
-
-def _shown(residual: ex.BoolExpr) -> str:
-    text = ex.show(residual)
-    return text if len(text) <= _LONGEST_COMMENT else f"{text[:_LONGEST_COMMENT]} ..."
-
-
-def _one_line(text: str) -> str:
-    """Make a text safe inside a docstring."""
-    return text.replace("\\", "\\\\").replace('"', "'").replace("\n", " ")

@@ -59,6 +59,12 @@ def _tanh(x):
     far = 1.0 - 2.0 / (tl.math.exp2(x * 2.8853900817779268) + 1.0)
     return tl.where(square < 0.390625, near, far)
 ''',
+    "_sign": '''\
+@triton.jit
+def _sign(x):
+    """-1, 0 or 1."""
+    return tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)
+''',
     "_is_pow2": '''\
 @triton.jit
 def _is_pow2(x):
@@ -219,7 +225,8 @@ class TritonDialect(Printer):
     def _load(self, name: str, index: tuple[ex.IntExpr, ...]) -> Load:
         texts = [self.integer(place) for place in index]
         if len(index) == 1 and isinstance(index[0], ex.Var):
-            variable = f"{name}_at_{index[0].name}"
+            held = self.names[index[0].name]
+            variable = f"{name}_at_{held[0] if held.endswith('_pos') else index[0].name}"
         else:
             variable = f"{name}_at_{self.named}"
             self.named += 1
@@ -261,7 +268,7 @@ class TritonDialect(Printer):
                 case ex.Const(value):
                     sides.append(str(value))
                 case ex.Var("nq" | "nk" as length):
-                    sides.append(length)
+                    sides.append(self.names[length])
                 case _:
                     sides.append(side_argument(name, i))
         return sides

@@ -236,7 +236,7 @@ def test_schedule_is_built_once() -> None:
         kn.run(module, *random(20, 20, heads=4), 0.25)
     assert built == [(20, 20)]
     for nq in range(1, 60):
-        module._gpu_schedule(nq, 20, torch.device(kn.DEVICE))
+        module._gpu_schedule(counted, nq, 20, torch.device(kn.DEVICE))
     assert len(module._GPU_SCHEDULES) == 32
 
 
@@ -253,7 +253,7 @@ def test_schedule_is_built_in_a_thread_of_its_own() -> None:
 
     module._gpu_build_schedule = watched
     with torch.inference_mode(), torch.device("meta"):
-        order, row_start, entries = module._gpu_schedule(100, 90, torch.device(kn.DEVICE))
+        order, row_start, entries = module._gpu_schedule(watched, 100, 90, torch.device(kn.DEVICE))
     assert seen
     assert threading.get_ident() not in seen
     for tensor in (order, row_start, entries):
@@ -265,7 +265,8 @@ def test_table_is_exact() -> None:
     """The table holds one entry for each visited tile, no more, with its mask class."""
     plan = kn.longformer(form="table")
     module = kn.load(kn.module_text(plan))
-    row_start, entries = module._gpu_schedule(100, 90, torch.device(kn.DEVICE))
+    build = module._gpu_build_schedule
+    row_start, entries = module._gpu_schedule(build, 100, 90, torch.device(kn.DEVICE))
     grid = plan.block_mask.grid(100, 90)[0]
     assert entries.dtype == torch.int32
     assert len(entries) == (grid >= 0).sum()

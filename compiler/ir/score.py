@@ -68,7 +68,7 @@ class RealDiv:
 
 
 RealFunction = Literal[
-    "exp", "exp2", "log", "log2", "sqrt", "tanh", "abs", "min", "max", "floor", "f32"
+    "exp", "exp2", "log", "log2", "sqrt", "tanh", "abs", "min", "max", "floor", "f32", "sign"
 ]
 
 
@@ -76,7 +76,7 @@ RealFunction = Literal[
 class RealCall:
     """A real function; ``min`` and ``max`` take two arguments, the others one.
 
-    ``f32`` rounds to float32.
+    ``f32`` rounds to float32. ``sign`` (-1, 0 or 1) is not in the language: derivatives have it.
     """
 
     function: RealFunction
@@ -291,6 +291,7 @@ _NUMPY: dict[RealFunction, Callable[..., Any]] = {
     "max": _by_numpy("maximum"),
     "floor": _by_numpy("floor"),
     "f32": _f32,
+    "sign": _by_numpy("sign"),
 }
 
 

@@ -1,0 +1,230 @@
+"""backward plan -> the torch side of its kernel launches.
+
+The emitted ``_gpu_backward`` prepares the rows (one kernel), then launches a kernel for each
+gradient that is wanted. Row orders and tile tables come as in the forward: kept by lengths, or made
+at the call from its inputs; those of key tiles belong to the inverse of the pattern.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.data import data_text, emit_candidates, table_heads
+from attnc.codegen.host import (
+    ALIGN_BYTES,
+    SECTION_BYTES,
+    emit_build,
+    emit_store,
+    needs_schedule,
+    passed,
+)
+from attnc.codegen.kernel_inputs import input_arguments
+from attnc.codegen.triton_backward import KERNELS, PREPARE, Kernel, emit_kernel, parameters
+from attnc.codegen.triton_forward import emit_kernel as emit_forward
+from attnc.codegen.writer import Writer
+from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
+from attnc.compiler.passes.tiles import padded
+
+PREPARED_ROWS = 32
+"""Queries that a program of the first kernel prepares."""
+
+
+def kernels(backward: BackwardPlan) -> dict[Kernel, LoopPlan]:
+    """Return the kernels of a plan, in the order they run."""
+    if backward.dk is None:
+        return {"dq": backward.dq, "dkdv": backward.dkdv}
+    return {"dq": backward.dq, "dv": backward.dkdv, "dk": backward.dk}
+
+
+def emit_backward(plan: Plan) -> str:
+    """Print ``_gpu_backward`` with its kernels, as top-level source.
+
+    It expects what the forward of the same plan defines, by ``emit_kernel``, ``emit_host`` and
+    ``data.emit_tiles``, and does not repeat it.
+    """
+    assert plan.backward is not None
+    given = emit_forward(plan.forward)
+    loops = kernels(plan.backward)
+    found = {kernel: emit_kernel(loop, kernel) for kernel, loop in loops.items()}
+    helpers = dict.fromkeys(helper for shared, _ in found.values() for helper in shared)
+    own = [helper for helper in helpers if helper not in given]
+    texts = [text for _, text in found.values()]
+    return "\n\n".join([PREPARE, *own, *texts, _host(plan, loops)])
+
+
+def _host(plan: Plan, loops: dict[Kernel, LoopPlan]) -> str:
+    out = Writer()
+    out.line("import math")
+    scheduled = [loop for loop in loops.values() if needs_schedule(loop)]
+    if scheduled and not needs_schedule(plan.forward):
+        out.line("import threading")
+        out.line("from collections import OrderedDict")
+        out.line("from concurrent.futures import ThreadPoolExecutor")
+    out.line()
+    out.line("import torch")
+    out.line()
+    out.line()
+    if scheduled and not needs_schedule(plan.forward):
+        emit_store(out)
+    if any(loop.form == "data" for kernel, loop in loops.items() if kernel != "dq"):
+        _emit_inverse(out)
+    for kernel, loop in loops.items():
+        segments = f"_gpu_{kernel}_segments"
+        if loop.form == "data" or needs_schedule(loop):
+            emit_candidates(out, segments, loop.segments, loop.block_mask.pattern.heads)
+        if needs_schedule(loop):
+            emit_build(out, loop, f"_gpu_{kernel}_schedule", segments, by_head=False)
+        if loop.form == "data":
+            _emit_rules(out, kernel, loop)
+    for kernel, loop in loops.items():
+        _emit_launch(out, kernel, loop)
+    _emit_backward(out, plan, loops)
+    return out.text()
+
+
+def _emit_inverse(out: Writer) -> None:
+    with out.block("def _inverse(function):"):
+        out.line('"""A function of positions and both lengths, for keys that see queries."""')
+        out.line("return lambda at, h, b, nq, nk, data: function(at, h, b, nk, nq, data)")
+    out.line()
+    out.line()
+
+
+def _emit_rules(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
+    """Print the rules of a kernel's table: those of the pattern, or of its inverse."""
+    if kernel == "dq":
+        rules = ["query_terms=_query_terms", "key_terms=_key_terms", "test=_tile_test"]
+        keep = "keep=_keep"
+    else:
+        rules = [
+            "query_terms=_inverse(_key_terms)", "key_terms=_inverse(_query_terms)",
+            "test=lambda k, q, h, b, nk, nq, data: _tile_test(q, k, h, b, nq, nk, data)",
+        ]  # fmt: skip
+        keep = "keep=lambda k, q, h, b, nk, nq, data: _keep(q, k, h, b, nq, nk, data)"
+    refine = plan.data is not None and plan.data.refine
+    arguments = [
+        f"q={plan.tiling.q}", f"k={plan.tiling.k}", f"heads={table_heads(plan)}",
+        f"candidates=_gpu_{kernel}_segments", *rules, "prepare=_prepare", *[keep] * refine,
+    ]  # fmt: skip
+    with out.block(f"_GPU_{kernel.upper()}_RULES = _TileRules("):
+        for argument in arguments:
+            out.line(f"{argument},")
+    out.line(")")
+    out.line()
+    out.line()
+
+
+def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
+    """Print the launch of one kernel; rows of keys count heads of keys."""
+    of_queries = kernel == "dq"
+    made = {
+        "dq": ("grad_q",), "dkdv": ("grad_k", "grad_v"), "dv": ("grad_v",), "dk": ("grad_k",),
+    }[kernel]  # fmt: skip
+    with out.block(f"def _gpu_{kernel}(q, k, v, grad_out, total, delta, scale, data):"):
+        out.line(f'"""Launch {KERNELS[kernel]}; return what it makes."""')
+        out.line("batch, heads, nq, _ = q.shape")
+        out.line("kv_heads, nk = k.shape[1], k.shape[2]")
+        out.line("group = heads // kv_heads")
+        for name in made:
+            like = f"{name[-1]}, memory_format=torch.contiguous_format"
+            out.line(f"{name} = torch.empty_like({like})")
+        own, other = ("nq", "nk") if of_queries else ("nk", "nq")
+        across = "heads" if of_queries else "kv_heads"
+        out.line(f"rows = -(-{own} // {plan.tiling.q})  # of one head")
+        out.line(f"programs = rows * batch * {across}")
+        with out.block("if programs >= 2**31:"):
+            out.line("raise ValueError(")
+            with out.indented():
+                out.line('f"{programs} programs; a GPU runs 2**31 - 1 at once: split the batch"')
+            out.line(")")
+        out.line(
+            "strides = [s if n > 1 else 0 for t in (q, k, v, grad_out) "
+            "for s, n in zip(t.stride()[:3], t.shape)]"
+        )
+        out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
+        near = (5, 8) if of_queries else (2, 11)
+        out.line(
+            f"wide = max(strides[{near[0]}], strides[{near[1]}]) * {plan.tiling.k} + 256 >= 2**31"
+        )
+        each = "" if of_queries else " * group"
+        out.line(
+            f"head_bytes = {other} * {plan.head_dim + plan.value_dim} * q.element_size(){each}"
+        )
+        share = "group" if of_queries else "1"
+        out.line(
+            f"section = min(max({SECTION_BYTES} // head_bytes, 1) * {share}, batch * {across})"
+        )
+        pointers: list[str] = []
+        numbers: list[str] = []
+        if needs_schedule(plan):
+            out.line(f"schedule = _gpu_schedule(_gpu_{kernel}_schedule, {own}, {other}, q.device)")
+            pointers.append("*schedule")
+        if plan.form == "data":
+            assert plan.row_order != "sorted"
+            out.line(
+                "items = max([len(x) for x in data.values() if isinstance(x, torch.Tensor)] + [1])"
+            )
+            rules = f"_GPU_{kernel.upper()}_RULES"
+            out.line(f"table = _tile_table({rules}, {own}, {other}, items, data, q.device)")
+            pointers += ["table.starts", "table.entries"]
+            numbers += [
+                "table.heads * rows if table.batch > 1 else 0", "rows if table.heads > 1 else 0",
+            ]
+        for one in input_arguments(plan):
+            (pointers if one.kind.startswith("*") else numbers).append(passed(one))
+        arguments = [
+            "q", "k", "v", "grad_out", "total", "delta", *made, *pointers,
+            "scale * 1.4426950408889634", "*(s // align for s in strides)",
+            "nq", "nk", "heads", "group", "batch", "section", *numbers,
+            "ALIGN=align", "WIDE=wide", f"num_warps={plan.warps}", f"num_stages={plan.stages}",
+        ]  # fmt: skip
+        held = len(parameters(plan, kernel)) - 11 + 4  # twelve strides in one, four settings
+        held -= len(_of_schedule(plan, kernel)) - 1 if needs_schedule(plan) else 0
+        assert len(arguments) == held
+        out.call(f"{KERNELS[kernel]}[(programs,)](", arguments)
+        out.line(f"return {', '.join(made)}")
+    out.line()
+    out.line()
+
+
+def _of_schedule(plan: LoopPlan, kernel: Kernel) -> list[str]:
+    """Return the kernel's pointers to tensors that depend on the lengths."""
+    names = ("Order", "RowStart", "Entries")
+    return [name for name, _ in parameters(plan, kernel) if name in names]
+
+
+def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
+    arguments = "q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs"
+    wide = padded(plan.forward.value_dim)
+    with out.block(f"def _gpu_backward({arguments}):"):
+        out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
+        out.line("grads = [None] * (len(needs) - 3)")
+        with out.block("if q.numel() == 0 or k.numel() == 0:"):
+            out.line(
+                "found = [torch.zeros_like(t, memory_format=torch.contiguous_format) if n else None"
+                " for t, n in zip((q, k, v), needs)]"
+            )
+            out.line("return *found, grads")
+        out.line(f"data = {data_text(plan.pattern)}")
+        out.line("grad_q = grad_k = grad_v = None")
+        with out.block("with torch.cuda.device_of(q):"):
+            out.line("batch, heads, nq, _ = q.shape")
+            out.line("total, delta = torch.empty_like(lse), torch.empty_like(lse)")
+            out.line("lse_strides = (0, 0, 0) if grad_lse is None else grad_lse.stride()")
+            out.line(f"programs = -(-nq // {PREPARED_ROWS}) * batch * heads")
+            out.call("_prepare_rows[(programs,)](", [
+                "out", "lse", "grad_out", "lse if grad_lse is None else grad_lse", "total", "delta",
+                "*grad_out.stride()[:3]", "*lse_strides", "nq", "heads",
+                f"DV={plan.forward.value_dim}", f"PAD={wide}", f"ROWS={PREPARED_ROWS}",
+                "WITH_LSE=grad_lse is not None",
+            ])  # fmt: skip
+            out.line("call = q, k, v, grad_out, total, delta, scale, data")
+            with out.block("if needs[0]:"):
+                out.line("grad_q = _gpu_dq(*call)")
+            if "dkdv" in loops:
+                with out.block("if needs[1] or needs[2]:"):
+                    out.line("grad_k, grad_v = _gpu_dkdv(*call)")
+            else:
+                for kernel, name, place in (("dv", "grad_v", 2), ("dk", "grad_k", 1)):
+                    with out.block(f"if needs[{place}]:"):
+                        out.line(f"{name} = _gpu_{kernel}(*call)")
+        out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
+        out.line("return *kept, grads")

@@ -1,0 +1,393 @@
+"""backward plan -> Triton kernels: dQ by query tiles, dK and dV by key tiles.
+
+With p the weights, dP = dO V^T and d the row sums of dO * O, less what flows into the log-sum-exp:
+
+    dS = p * (dP - d)    dQ = scale * dS K    dK = scale * dS^T Q    dV = p^T dO
+
+Weights are made again from the scores and the log-sum-exp. A row of a kernel is a tile whose sums
+it keeps while it loops over the tiles of the other side, as in the forward kernel: nothing is added
+atomically, so that two runs agree in every bit. Where query heads share keys, the row of a key tile
+goes through them one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attnc.codegen.kernel_inputs import input_arguments
+from attnc.codegen.kernel_terms import KernelTerms, Sides
+from attnc.codegen.loop_text import LoopText, class_tests, one_line
+from attnc.codegen.triton_predicate import pointer_argument
+from attnc.codegen.writer import Writer
+from attnc.compiler.ir.plan import LoopPlan
+from attnc.compiler.passes.tiles import padded
+
+Kernel = Literal["dq", "dkdv", "dv", "dk"]
+"""What a kernel makes."""
+
+KERNELS: dict[Kernel, str] = {
+    "dq": "_grad_queries", "dkdv": "_grad_keys_values", "dv": "_grad_values", "dk": "_grad_keys",
+}  # fmt: skip
+"""Names of the kernels in the emitted source."""
+
+_ALIGNED = "Strides come in units of ALIGN elements, so loads are known to be aligned."
+
+STRIDES = tuple(f"{x}_{part}" for x in ("q", "k", "v", "o") for part in ("batch", "head", "row"))
+"""Stride arguments, int64, in units of ALIGN elements; ``o`` is the gradient of the output."""
+
+PREPARE = '''\
+@triton.jit(do_not_specialize=[
+    "o_batch", "o_head", "o_row", "lse_batch", "lse_head", "lse_row", "nq", "heads",
+])
+def _prepare_rows(
+    Out, Lse, GradOut, GradLse, Total, Delta, o_batch: tl.int64, o_head: tl.int64, o_row: tl.int64,
+    lse_batch: tl.int64, lse_head: tl.int64, lse_row: tl.int64, nq: tl.int32, heads: tl.int32,
+    DV: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, WITH_LSE: tl.constexpr,
+):
+    """Fill Total [B, Hq, Q], log2 of the sum of exponentials, and Delta, the row sums of dO * O.
+
+    A row without keys has Total inf, which makes its weights 0, and Delta 0.
+    """
+    tiles = (nq + ROWS - 1) // ROWS
+    program = tl.program_id(0)
+    place = program // tiles
+    b, h = place // heads, place % heads
+    q_pos = program % tiles * ROWS + tl.arange(0, ROWS)
+    dims = tl.arange(0, PAD)[None, :]
+    there = q_pos < nq
+    row = place.to(tl.int64) * nq + q_pos
+    inside = there[:, None] & (dims < DV)
+    out = tl.load(Out + row[:, None] * DV + dims, mask=inside, other=0.0).to(tl.float32)
+    grad_out = GradOut + b * o_batch + h * o_head + q_pos[:, None] * o_row + dims
+    delta = tl.sum(out * tl.load(grad_out, mask=inside, other=0.0).to(tl.float32), 1)
+    if WITH_LSE:
+        grad_lse = GradLse + b * lse_batch + h * lse_head + q_pos * lse_row
+        delta -= tl.load(grad_lse, mask=there, other=0.0)
+    lse = tl.load(Lse + row, mask=there, other=0.0)
+    empty = lse == float("-inf")
+    total = tl.where(empty, float("inf"), lse * 1.4426950408889634)
+    tl.store(Total + row, total, mask=there)
+    tl.store(Delta + row, tl.where(empty, 0.0, delta), mask=there)
+'''
+"""The kernel that goes before the others: what they need of each row."""
+
+
+def parameters(plan: LoopPlan, kernel: Kernel) -> tuple[tuple[str, str], ...]:
+    """Return the run-time arguments of a kernel in order, with their Triton types.
+
+    As those of the forward kernel: a type ``*`` is a pointer to the dtype of the call; ALIGN and
+    WIDE, constexpr, follow. Gradients are written to contiguous tensors.
+    """
+    made = {"dq": ("GradQ",), "dkdv": ("GradK", "GradV"), "dv": ("GradV",), "dk": ("GradK",)}
+    pointers = [("Q", "*"), ("K", "*"), ("V", "*"), ("GradOut", "*")]
+    pointers += [("Total", "*fp32"), ("Delta", "*fp32"), *((name, "*") for name in made[kernel])]
+    if plan.row_order == "sorted":
+        pointers.append(("Order", "*i32"))
+    if plan.form != "ranges":
+        pointers += [("RowStart", "*i64"), ("Entries", "*i32")]
+    integers = ["nq", "nk", "heads", "group", "batch", "section"]
+    table = ["table_batch", "table_head"] if plan.form == "data" else []
+    given = [(one.argument, one.kind) for one in input_arguments(plan)]
+    return (
+        *pointers,
+        *(one for one in given if one[1].startswith("*")),
+        ("scale_log2", "fp32"),
+        *((name, "i64") for name in STRIDES),
+        *((name, "i32") for name in integers),
+        *((name, "i64") for name in table),
+        *(one for one in given if not one[1].startswith("*")),
+    )
+
+
+def emit_kernel(plan: LoopPlan, kernel: Kernel) -> tuple[list[str], str]:
+    """Print a kernel: the helpers it calls, and its own source.
+
+    The source expects ``triton`` and ``triton.language as tl`` to be imported.
+    """
+    writer = _Queries(plan, kernel) if kernel == "dq" else _Keys(plan, kernel)
+    text = writer.text()
+    return writer.terms.helpers(), text
+
+
+class _Kernel:
+    """What both kernels print alike; ``row`` and ``column`` are the letters of their sides."""
+
+    def __init__(self, plan: LoopPlan, kernel: Kernel) -> None:
+        self.plan, self.kernel = plan, kernel
+        sides = Sides(inverse=kernel != "dq")
+        self.row, self.column = sides.row, sides.column
+        tests = list(class_tests(plan))
+        self.terms = KernelTerms(plan, [number for number, _ in tests], sides, backward=True)
+        self.out = Writer()
+        self.loop = LoopText(plan, self.terms, tests, self.out)
+        self.dims = "D" if padded(plan.head_dim) == plan.head_dim else "D_PAD"
+        self.value_dims = "DV" if padded(plan.value_dim) == plan.value_dim else "DV_PAD"
+
+    def head(self, what: str) -> None:
+        """Print the signature and the constants."""
+        out, plan, pattern = self.out, self.plan, self.plan.block_mask.pattern
+        given = parameters(plan, self.kernel)
+        plain = [n for n, kind in given if kind.startswith("*") or kind == "fp32"]
+        fixed = [f'"{n}"' for n, _ in given if n not in plain]
+        out.call("@triton.jit(do_not_specialize=[", fixed, "])")
+        names = [n if n in plain else f"{n}: tl.int{kind[1:]}" for n, kind in given]
+        out.call(
+            f"def {KERNELS[self.kernel]}(", [*names, "ALIGN: tl.constexpr", "WIDE: tl.constexpr"],
+            "):",
+        )
+        with out.indented():
+            out.line(f'"""Make {what}: {one_line(pattern.name)}, rows x tiles {plan.tiling}."""')
+            sides = {self.row: plan.tiling.q, self.column: plan.tiling.k}
+            out.line(f"BQ: tl.constexpr = {sides['q']}  # queries a tile")
+            out.line(f"BK: tl.constexpr = {sides['k']}  # keys a tile")
+            for name, dim, of in (
+                ("D", plan.head_dim, "q and k"), ("DV", plan.value_dim, "v and out")
+            ):
+                out.line(f"{name}: tl.constexpr = {dim}  # head dim of {of}")
+                if padded(dim) != dim:
+                    out.line(f"{name}_PAD: tl.constexpr = {padded(dim)}")
+            out.line()
+
+    def which_row(self, heads: str, head: str) -> None:
+        """Print which tile of which head a program has."""
+        out, tile, tiles = self.out, f"{self.row}b", f"N{self.row.upper()}"
+        out.line("NQ = (nq + BQ - 1) // BQ")
+        out.line("NK = (nk + BK - 1) // BK")
+        out.line("program = tl.program_id(0)")
+        out.comment("Heads go in sections that share the L2 cache, and walk the rows together.")
+        out.line(f"first_head = program // ({tiles} * section) * section")
+        out.line(f"width = tl.minimum(section, batch * {heads} - first_head)")
+        out.line(f"rest = program - first_head * {tiles}")
+        out.line(f"b = (first_head + rest % width) // {heads}")
+        out.line(f"{head} = (first_head + rest % width) % {heads}")
+        match self.plan.row_order:
+            case "forward":
+                out.line(f"{tile} = rest // width")
+            case "reversed":
+                out.line(f"{tile} = {tiles} - 1 - rest // width")
+            case "sorted":
+                out.line(f"{tile} = tl.load(Order + rest // width)")
+        for given in input_arguments(self.plan):
+            if given.source == "batch":
+                out.line(f"{pointer_argument(given.name)} += b * {given.argument}")
+        out.line()
+
+    def addresses(self, near: tuple[str, str]) -> None:
+        """Print steps and lanes; ``near`` names the two tensors that the loop reads."""
+        out = self.out
+        for name in near:
+            out.line(f"{name}_step = {name}_row * ALIGN")
+        out.line(f"dims = tl.arange(0, {self.dims})")
+        out.line(f"value_dims = tl.arange(0, {self.value_dims})")
+        size = f"B{self.row.upper()}"
+        out.line(
+            f"{self.row}_pos = {self.row}b * {size} + tl.arange(0, {size})[:, None]  # [{size}, 1]"
+        )
+        out.line(f"span = tl.arange(0, B{self.column.upper()})")
+        out.comment("Offsets inside a tile fit 32 bits unless rows lie very far apart.")
+        a, b = near
+        with out.block("if WIDE:"):
+            out.line(f"{a}_near, {b}_near = {a}_step, {b}_step")
+        with out.block("else:"):
+            out.line(f"{a}_near, {b}_near = {a}_step.to(tl.int32), {b}_step.to(tl.int32)")
+
+    def load_row(self, name: str, source: str, wide: bool) -> None:
+        """Load the tile of a row; past the end of its side it is 0."""
+        pos, dims, size = f"{self.row}_pos", "value_dims" if wide else "dims", self.size(wide)
+        mask = self.inside(wide)
+        letter = source[0].lower() if source != "GradOut" else "o"
+        start = f"{source} + {pos} * ({letter}_row * ALIGN) + {dims}[None, :]"
+        shape = f"[B{self.row.upper()}, {size.removesuffix('_PAD')}]"
+        self.out.call(f"{name} = tl.load(", [start, f"mask={mask}", "other=0.0"], f")  # {shape}")
+
+    def load_tile(self, name: str, source: str, step: str, wide: bool, across: bool) -> None:
+        """Load the tile of an iteration, tokens down, or ``across``: the product's right side."""
+        column = self.column
+        dims, size = "value_dims" if wide else "dims", self.size(wide)
+        lanes, tokens = ("[:, None]", "[None, :]") if across else ("[None, :]", "[:, None]")
+        place = f"{source} + tl.cast({column}b, tl.int64) * B{column.upper()} * {step}_step"
+        self.out.line(f"{name}_tile = {place}")
+        given = [f"{name}_tile + near{tokens} * {step}_near + {dims}{lanes}"]
+        if size.endswith("_PAD"):
+            given += [f"mask={dims}{lanes} < {size.removesuffix('_PAD')}", "other=0.0"]
+        sides = [size.removesuffix("_PAD"), f"B{column.upper()}"]
+        shape = ", ".join(sides if across else sides[::-1])
+        self.out.call(f"{name} = tl.load(", given, f")  # [{shape}]")
+
+    def inside(self, wide: bool) -> str:
+        """Return the test that elements of a row's tile exist."""
+        size, there = self.size(wide), f"{self.row}_pos < n{self.row}"
+        if not size.endswith("_PAD"):
+            return there
+        dims = "value_dims" if wide else "dims"
+        return f"({there}) & ({dims}[None, :] < {size.removesuffix('_PAD')})"
+
+    def size(self, wide: bool) -> str:
+        """Return the padded head dim, of values where ``wide``."""
+        return self.value_dims if wide else self.dims
+
+    def once(self) -> None:
+        """Load and compute what is the same for all tiles of a row."""
+        for line in self.terms.once:
+            self.out.line(line)
+        if self.terms.once:
+            self.out.line()
+
+    def tile(self) -> None:
+        """Print which tile an iteration visits, and which of its tokens exist."""
+        out, column = self.out, self.column
+        size = f"B{column.upper()}"
+        self.loop.tile()
+        out.line(f"{column}_pos = {column}b * {size} + span[None, :]  # [1, {size}]")
+        out.comment("Past the end the last one is read again; its weights are masked.")
+        out.line(f"near = tl.minimum(span, n{column} - 1 - {column}b * {size})")
+
+    def weights(self, product: str) -> None:
+        """Print the weights of a tile, masked ones 0."""
+        out, terms = self.out, self.terms
+        for line in terms.early:
+            out.line(line)
+        out.line(f's = tl.dot({product}, input_precision="ieee")')
+        if terms.by_dot:
+            out.comment("The derivative of the score by the scaled product.")
+            out.line(f"by_dot = {terms.by_dot}")
+        if terms.score:
+            out.comment("The score, times log2(e).")
+            out.line(f"s = {terms.score}")
+        scale = "" if terms.score else " * scale_log2"
+        out.line(f"p = tl.math.exp2(s{scale} - total)")
+        self.loop.masks("p", "0.0")
+
+    def score_gradient(self) -> None:
+        """Print the gradient of the scaled products."""
+        self.out.line("ds = p * (dp - delta)")
+        if self.terms.by_dot:
+            self.out.comment("Where no gradient arrives the derivative may be no number.")
+            self.out.line("ds = tl.where(ds == 0.0, 0.0, ds * by_dot)")
+
+    @property
+    def visits(self) -> bool:
+        """Whether a row visits any tile."""
+        return bool(self.plan.segments)
+
+    def store(self, target: str, value: str, wide: bool) -> None:
+        """Store the sums of a row."""
+        dims, size = ("value_dims", "DV") if wide else ("dims", "D")
+        place = f"{target} + row * {size} + {dims}[None, :]"
+        self.out.line(f"result = ({value}).to({target}.dtype.element_ty)")
+        self.out.call("tl.store(", [place, "result", f"mask={self.inside(wide)}"])
+
+
+class _Queries(_Kernel):
+    """dQ: a row is a query tile."""
+
+    def text(self) -> str:
+        """Print the kernel."""
+        out = self.out
+        self.head("the gradient of one query tile of one head")
+        with out.indented():
+            self.which_row("heads", "h")
+            if self.terms.head != "h":
+                out.line(f"{self.terms.head} = h // group  # the mask speaks of heads of keys")
+            out.comment(_ALIGNED)
+            for name, letter, head in (
+                ("Q", "q", "h"), ("GradOut", "o", "h"), ("K", "k", "h // group"),
+                ("V", "v", "h // group"),
+            ):  # fmt: skip
+                start = f"b * ({letter}_batch * ALIGN) + {head} * ({letter}_head * ALIGN)"
+                out.line(f"{name} += {start}")
+            self.addresses(("k", "v"))
+            self.load_row("q", "Q", wide=False)
+            self.load_row("grad_out", "GradOut", wide=True)
+            out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
+            out.line('total = tl.load(Total + row, mask=q_pos < nq, other=float("inf"))')
+            out.line("delta = tl.load(Delta + row, mask=q_pos < nq, other=0.0)")
+            out.line()
+            self.loop.segments()
+            self.once()
+            out.line(f"grad_q = tl.zeros([BQ, {self.dims}], tl.float32)")
+            if self.visits:
+                self._loop()
+            scale = "scale_log2 * 0.6931471805599453"
+            self.store("GradQ", f"grad_q * ({scale})", wide=False)
+        return out.text()
+
+    def _loop(self) -> None:
+        out = self.out
+        out.line("whole_tiles = nk // BK")
+        with out.block(f"for it in range(0, {self.loop.end}):"):
+            self.tile()
+            self.load_tile("k", "K", "k", wide=False, across=True)
+            self.load_tile("v", "V", "v", wide=True, across=True)
+            self.weights("q, k")
+            out.line('dp = tl.dot(grad_out, v, input_precision="ieee")  # [BQ, BK]')
+            self.score_gradient()
+            out.line(
+                'grad_q = tl.dot(ds.to(k.dtype), tl.trans(k), grad_q, input_precision="ieee")'
+            )
+
+
+class _Keys(_Kernel):
+    """dK, dV or both: a row is a key tile; its query heads come one after the other."""
+
+    def text(self) -> str:
+        """Print the kernel."""
+        out, kernel = self.out, self.kernel
+        made = {"dkdv": "keys and values", "dk": "keys", "dv": "values"}[kernel]
+        self.head(f"the gradients of one tile of {made} of one head")
+        with out.indented():
+            out.line("kv_heads = heads // group")
+            self.which_row("kv_heads", "kv_head")
+            out.comment(_ALIGNED)
+            for name, letter in (("K", "k"), ("V", "v")):
+                out.line(
+                    f"{name} += b * ({letter}_batch * ALIGN) + kv_head * ({letter}_head * ALIGN)"
+                )
+            for name, letter in (("Q", "q"), ("GradOut", "o")):
+                out.line(f"{name} += b * ({letter}_batch * ALIGN)")
+            self.addresses(("q", "o"))
+            self.load_row("k", "K", wide=False)
+            if kernel != "dv":
+                self.load_row("v", "V", wide=True)
+                out.line(f"grad_k = tl.zeros([BK, {self.dims}], tl.float32)")
+            if kernel != "dk":
+                out.line(f"grad_v = tl.zeros([BK, {self.value_dims}], tl.float32)")
+            out.line()
+            if self.visits:
+                out.line("whole_tiles = nq // BQ")
+                with out.block("for member in range(0, group):"):
+                    self._head()
+            out.line("row = (b.to(tl.int64) * kv_heads + kv_head) * nk + k_pos  # [BK, 1]")
+            if kernel != "dv":
+                self.store("GradK", "grad_k * (scale_log2 * 0.6931471805599453)", wide=False)
+            if kernel != "dk":
+                self.store("GradV", "grad_v", wide=True)
+        return out.text()
+
+    def _head(self) -> None:
+        """Print the loop over the query tiles of one head."""
+        out = self.out
+        out.line("h = kv_head * group + member")
+        out.line("q_base = Q + h * (q_head * ALIGN)")
+        out.line("o_base = GradOut + h * (o_head * ALIGN)")
+        out.line("first_row = (b.to(tl.int64) * heads + h) * nq")
+        self.loop.segments()
+        self.once()
+        with out.block(f"for it in range(0, {self.loop.end}):"):
+            self.tile()
+            self.load_tile("q", "q_base", "q", wide=False, across=True)
+            self.load_tile("grad_out", "o_base", "o", wide=True, across=False)
+            out.line("rows = first_row + qb * BQ + near[None, :]  # [1, BQ]")
+            out.line("total = tl.load(Total + rows)")
+            if self.kernel != "dv":
+                out.line("delta = tl.load(Delta + rows)")
+            self.weights("k, q")
+            if self.kernel != "dk":
+                out.line("weights = p.to(grad_out.dtype)  # [BK, BQ]")
+                out.line('grad_v = tl.dot(weights, grad_out, grad_v, input_precision="ieee")')
+            if self.kernel != "dv":
+                out.line('dp = tl.dot(v, tl.trans(grad_out), input_precision="ieee")  # [BK, BQ]')
+                self.score_gradient()
+                out.line(
+                    'grad_k = tl.dot(ds.to(q.dtype), tl.trans(q), grad_k, input_precision="ieee")'
+                )
