@@ -9,6 +9,7 @@ Importing attnc loads none of torch, triton, numpy, lark and islpy; what needs t
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,19 @@ if not (_here / "dsl").is_dir() and (_here.parent / "dsl" / "grammar.lark").is_f
     __path__.append(str(_here.parent))  # a checkout keeps dsl/, compiler/, ... beside attnc/
 
 if TYPE_CHECKING:
+    from attnc import nn as nn
     from attnc.api import Blocks, Pattern, compile, load, parse, zoo
     from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 __all__ = [
-    "Blocks", "CompileError", "Diagnostic", "Pattern", "__version__", "compile", "load", "parse",
+    "Blocks",
+    "CompileError",
+    "Diagnostic",
+    "Pattern",
+    "__version__",
+    "compile",
+    "load",
+    "parse",
     "zoo",
 ]
 
@@ -33,6 +42,8 @@ def __getattr__(name: str) -> Any:
         from attnc import api as home
     elif name in ("CompileError", "Diagnostic"):
         from attnc.dsl import diagnostics as home  # type: ignore[no-redef]
+    elif name == "nn":  # loads torch, so it is no part of `from attnc import *`
+        return import_module("attnc.nn")
     else:
         raise AttributeError(f"module 'attnc' has no attribute {name!r}")
     value = globals()[name] = getattr(home, name)
