@@ -16,10 +16,10 @@ from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, Progression
 from attnc.compiler.ir.plan import CpuPlan
 
 _CUT = re.compile(r"^# --- cut: \w+ ---\n", flags=re.MULTILINE)
-PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_backward.py")
+PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_windows.py", "cpu_backward.py")
 """Files whose text below the cut line stands, verbatim, in every written module."""
 
-_NOT_PASTED = ("__future__", "attnc.codegen.cpu_schedule", "attnc.codegen.cpu_executor")
+_NOT_PASTED = ("__future__", *(f"attnc.codegen.{name[:-3]}" for name in PASTED))
 
 
 def emit_cpu(plan: CpuPlan) -> str:

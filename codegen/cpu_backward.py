@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from attnc.codegen.cpu_executor import _keys_of_rows, _lanes, _mask, _rows_of, _select
 from attnc.codegen.cpu_schedule import _Call, _CpuTiles, _Keys, _Schedule, _schedule
+from attnc.codegen.cpu_windows import _add_windows
 
 # --- cut: backward ---
 
@@ -120,28 +121,3 @@ def _run_backward(
         start = call.first_key + first * call.key_step
         for whole, part in ((dk, share_k), (dv, share_v)):
             _add_windows(whole, part[..., : whole.shape[2]], start, call.key_step)
-
-
-def _add_windows(whole: torch.Tensor, part: torch.Tensor, start: int, step: int) -> None:
-    """Add windows of keys, ``step`` tokens from one to the next, the first at ``start``.
-
-    Shape: whole ``[E, K, D]``, part ``[E, count, keys, D]``. Where all of E share their keys whole
-    has stride 0.
-    """
-    if whole.shape[0] > 1 and whole.stride(0) == 0:
-        whole, part = whole[:1], part.sum(0, keepdim=True)
-    _, count, keys, _ = part.shape
-    if count > 1 and step == 0:
-        part, count = part.sum(1, keepdim=True), 1
-    if count * step < keys or count == 1:  # fewer windows than slices
-        for i in range(count):
-            whole[:, start + i * step : start + i * step + keys] += part[:, i]
-        return
-    token = whole.stride(1)
-    for left in range(0, keys, step):  # slices of this width never overlap
-        slices = part[:, :, left : left + step]
-        whole.as_strided(
-            slices.shape,
-            (whole.stride(0), step * token, token, 1),
-            whole.storage_offset() + (start + left) * token,
-        ).add_(slices)

@@ -39,7 +39,10 @@ class _Gathered(NamedTuple):
     kv_heads: bool  # whether a head of the pattern is a head of k
     score: Callable[..., Any] | None = None  # dot, q, k, h, b, nq, nk, data -> number; None: dot
     additive: bool = True  # whether the score is the dot plus a number
-    sink: Callable[..., Any] | None = None  # data, q, k -> logit beside the keys [B or 1, Hq]
+    sink: Callable[..., Any] | None = None  # q, k, data -> logit beside the keys [B, Hq]
+    # As score -> its slope by the dot, [(input, index, slope by that element)].
+    slopes: Callable[..., Any] | None = None
+    sink_slopes: Callable[..., Any] | None = None  # as sink -> [(input, index, slope)]
 
 
 class _Stretch(NamedTuple):

@@ -13,13 +13,14 @@ from pathlib import Path
 from attnc.codegen.predicate import TILE_RANGES, HostDialect
 from attnc.codegen.score import emit_score, is_additive
 from attnc.codegen.simplify import from_first
+from attnc.codegen.slopes import emit_sink_slopes, emit_slopes
 from attnc.codegen.tile_test import TileTest, host_dialect
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan, Segment
+from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, LoopPlan, Plan, Segment
 
 CUT = re.compile(r"^# --- cut: [\w ]+ ---\n", flags=re.MULTILINE)
 
@@ -64,12 +65,12 @@ def emit_tiles(plan: CpuPlan) -> str:
 
 
 def emit_gathered(plan: CpuPlan) -> str:
-    """Print ``_cpu_forward(q, k, v, scale, *extra) -> (out, lse)`` of a gathered plan.
+    """Print ``_cpu_forward`` and ``_cpu_backward`` of a gathered plan, as ``cpu.py`` says.
 
     The source expects that of ``emit_tiles``.
     """
     out = Writer()
-    imports, body = pasted("cpu_gathered.py")
+    imports, body = pasted("cpu_gathered.py", "cpu_windows.py", "cpu_gathered_backward.py")
     out.line(imports)
     out.line()
     out.line()
@@ -82,14 +83,19 @@ def emit_gathered(plan: CpuPlan) -> str:
     emit_rules(out, "_CPU_RULES", plan, refine=refine)
     settings = ["rules=_CPU_RULES", "keep=_keep", f"by_head={_by_head(plan)}"]
     settings.append(f"kv_heads={pattern.kv_heads}")
+    dialect = host_dialect(_kinds(pattern), pattern.heads)
     if pattern.score is not None:
-        out.line(emit_score(pattern.score, host_dialect(_kinds(pattern), pattern.heads)))
+        out.line(emit_score(pattern.score, dialect))
         out.line()
-        settings.append("score=_score")
+        out.line(emit_slopes(pattern.score, dialect))
+        out.line()
+        settings += ["score=_score", "slopes=_slopes"]
         if not is_additive(pattern.score):
             settings.append("additive=False")
     if pattern.sink is not None:
-        settings.append("sink=_sink")
+        out.line(emit_sink_slopes(pattern.sink, dialect, kv_heads=pattern.kv_heads))
+        out.line()
+        settings += ["sink=_sink", "sink_slopes=_sink_slopes"]
     out.line(f"_CPU_PLAN = _Gathered({', '.join(settings)})")
     out.line()
     out.line()
@@ -97,6 +103,19 @@ def emit_gathered(plan: CpuPlan) -> str:
         out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
         out.line(f"data = {data_text(pattern)}")
         out.line("return _gathered_attention(_CPU_PLAN, q, k, v, scale, data)")
+    out.line()
+    out.line()
+    with out.block(
+        "def _cpu_backward(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs):"
+    ):
+        out.line('"""Run it backward. Returns dq, dk, dv, those of inputs; None: not wanted."""')
+        out.line(f"data = {data_text(pattern)}")
+        tensors = "(), ()"
+        if pattern.inputs or pattern.extents:
+            out.line("names = [one.name for one in _INPUTS if one.shape]")
+            tensors = "names, extra[0]"
+        out.line("given = (q, k, v, out, lse, grad_out, grad_lse)")
+        out.line(f"return _gathered_backward(_CPU_PLAN, *given, scale, data, {tensors}, needs)")
     return out.text()
 
 
@@ -144,7 +163,7 @@ def emit_rules(
     out.line()
 
 
-def table_heads(plan: CpuPlan | ForwardPlan) -> int:
+def table_heads(plan: CpuPlan | LoopPlan) -> int:
     """Return how many heads of the mask have rows of their own in the table."""
     used = frozenset().union(
         *(ex.free_vars(e) for s in plan.segments for e in (s.tiles.base, s.tiles.count))

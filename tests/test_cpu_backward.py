@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from attnc.codegen import cpu_backward
+from attnc.codegen import cpu_windows
 from attnc.compiler.driver import load_zoo
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.plan import CpuPlan
@@ -187,5 +187,5 @@ def test_windows_are_added(count: int, step: int, shared: bool) -> None:
     for i in range(count):
         window = part[:, i].sum(0) if shared else part[:, i]
         expected[:, 7 + i * step : 39 + i * step] += window
-    cpu_backward._add_windows(whole, part, 7, step)
+    cpu_windows._add_windows(whole, part, 7, step)
     torch.testing.assert_close(whole[:1] if shared else whole, expected)
