@@ -1,13 +1,13 @@
 """Relation query tile -> key tiles  ->  progressions of key tiles, proved equal by isl.
 
-    { [qb] -> [kb] : 2 qb - 8 <= kb <= 2 qb - 7, kb >= 0 }  -->  max(0, 2*qb - 8) .. 2*qb - 7
+{ [qb] -> [kb] : 2 qb - 8 <= kb <= 2 qb - 7, kb >= 0 }  -->  max(0, 2*qb - 8) .. 2*qb - 7
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import combinations, combinations_with_replacement, pairwise
 from math import lcm
 
 import islpy as isl
@@ -35,6 +35,12 @@ MAX_SLICES = 6
 
 TRIAL_ROWS = ((0, 1), (0, 12), (2, 12), (5, 4), (7, 12), (11, 9), (40, 41), (40, 100))
 """Small ``(qb, NK)`` at which a guess must hold before isl is asked to prove it."""
+
+SAMPLE_KEYS = "[NK] -> { : NK >= 40 }"
+"""Where looking at sets tells more: in few key tiles their ends meet."""
+
+MAX_SAMPLE = 1 << 14
+"""Largest row, head or length at which a set is looked at because it has tiles there."""
 
 MAX_TRIAL_TILES = 4096
 """A guess with more tiles than this in one trial row is dropped unlooked at."""
@@ -88,10 +94,13 @@ def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
         return []
     basics = _disjoint(row, tiles)
     if len(basics) <= MAX_MERGE:
-        whole = fit(row) if len(basics) <= MAX_WHOLE else None
-        if whole is not None:
-            return [(whole, tiles)]
-        basics = _merge(basics, row.context)
+        points = (*_points(row.context), *_points_in(basics, row.context))
+        rows = [[_seen(basic, values) for values in points] for basic in basics]
+        if len(basics) <= MAX_WHOLE:
+            whole = fit(row, trials=_trials(points, rows))
+            if whole is not None:
+                return [(whole, tiles)]
+        basics = _merge(basics, row.context, points, rows)
     found: list[tuple[Progression, isl.Set]] = []
     for basic in basics:
         progression = fit(Row(basic, row.context))
@@ -158,30 +167,45 @@ def _is_interval(row: Row) -> bool:
     return sets.within(one_on, row.tiles.apply(between))
 
 
-def _merge(parts: list[isl.Set], context: isl.Set) -> list[isl.Set]:
-    """Join pairs of sets whose union is one progression, until none is left."""
+def _merge(
+    parts: list[isl.Set],
+    context: isl.Set,
+    points: Sequence[dict[str, int]],
+    rows: list[list[list[int]]],
+) -> list[isl.Set]:
+    """Join pairs of sets whose union is one progression, until none is left.
+
+    ``rows``: for each set its tiles at ``points``.
+    """
+    pieces = list(zip(parts, rows, strict=True))
     joined = True
     apart: set[tuple[int, int]] = set()  # pairs that were tried; sets live as long as ``kept``
     kept = list(parts)
     while joined:
         joined = False
-        for one, other in combinations(parts, 2):
+        for (one, seen), (other, more) in combinations(pieces, 2):
             if (id(one), id(other)) in apart:
                 continue
-            both = one.union(other).coalesce()
-            if fit(Row(both, context), MAX_JOINT_OPERATIONS) is not None:
-                parts = [p for p in parts if p is not one and p is not other] + [both]
-                kept.append(both)
-                joined = True
-                break
+            trials = _trials(points, (seen, more))
+            if _plausible([tiles for _, tiles in trials]):
+                both = one.union(other).coalesce()
+                if fit(Row(both, context), MAX_JOINT_OPERATIONS, trials) is not None:
+                    pieces = [p for p in pieces if p[0] is not one and p[0] is not other]
+                    pieces.append((both, [tiles for _, tiles in trials]))
+                    kept.append(both)
+                    joined = True
+                    break
             apart.add((id(one), id(other)))
-    return parts
+    return [part for part, _ in pieces]
 
 
-def fit(row: Row, most: int = MAX_OPERATIONS) -> Progression | None:
+def fit(
+    row: Row, most: int = MAX_OPERATIONS, trials: Sequence[Trial] | None = None
+) -> Progression | None:
     """Return the single progression equal to a row, or None; isl proves the equality.
 
-    ``most``: the operations that its bounds may take.
+    ``most``: the operations that its bounds may take. ``trials``: its tiles at a few points, where
+    they are known.
     """
     tiles = row.tiles.intersect_params(row.context)
     if tiles.is_empty():
@@ -191,7 +215,9 @@ def fit(row: Row, most: int = MAX_OPERATIONS) -> Progression | None:
         if operations(guess) <= MAX_OPERATIONS and row.same(exact):
             tidied = _tidied(guess)
             return tidied if operations(tidied) <= most else None
-    trials = _trials(row)
+    if trials is None:
+        points = (*_points(row.context), *_points_in([row.tiles], row.context))
+        trials = _trials(points, [[_seen(row.tiles, values) for values in points]])
     stride = None if single else sets.whole(tiles.get_stride(0))
     if not _plausible([seen for _, seen in trials], stride):
         return None
@@ -226,43 +252,59 @@ def _plausible(rows: list[list[int]], stride: int | None = None) -> bool:
     return len(steps) <= 1 or (len(steps) == 2 and min(steps) == 1)
 
 
-def _trials(row: Row) -> list[Trial]:
-    """Return the key tiles at a few small rows: cheap grounds to drop a wrong guess."""
-    trials = []
-    for values in _points(row.context):
-        at = row.tiles
-        for i, name in enumerate(sets.param_names(at)):
-            at = at.fix_val(isl.dim_type.param, i, sets.val(values[name]))
-        seen: list[int] = []
-
-        def add(point: isl.Point, seen: list[int] = seen) -> None:
-            seen.append(sets.whole(point.get_coordinate_val(isl.dim_type.set, 0)))
-
-        at.project_out(isl.dim_type.param, 0, at.dim(isl.dim_type.param)).foreach_point(add)
-        trials.append((values, sorted(seen)))
-    return trials
+def _trials(points: Sequence[dict[str, int]], rows: Sequence[list[list[int]]]) -> list[Trial]:
+    """Return the tiles of disjoint sets together, at the points at which each was looked at."""
+    return [
+        (values, sorted(tile for part in rows for tile in part[i]))
+        for i, values in enumerate(points)
+    ]
 
 
-def _points(context: isl.Set) -> tuple[dict[str, int], ...]:
-    """Return values of all parameters at the trial rows that satisfy the context."""
+def _seen(tiles: isl.Set, values: dict[str, int]) -> list[int]:
+    """Return the key tiles of one row, in order."""
+    for i, name in enumerate(sets.param_names(tiles)):
+        tiles = tiles.fix_val(isl.dim_type.param, i, sets.val(values[name]))
+    seen: list[int] = []
+    tiles.project_out(isl.dim_type.param, 0, tiles.dim(isl.dim_type.param)).foreach_point(
+        lambda point: seen.append(sets.whole(point.get_coordinate_val(isl.dim_type.set, 0)))
+    )
+    return sorted(seen)
+
+
+def _points(context: isl.Set) -> Iterator[dict[str, int]]:
+    """Yield values of all parameters at the trial rows that satisfy the context."""
     names = sets.param_names(context)
-    found = []
     for qb, keys in TRIAL_ROWS:
         at = context
         for i, name in enumerate(names):
             if name in ("qb", "NK"):
                 at = at.fix_val(isl.dim_type.param, i, sets.val(qb if name == "qb" else keys))
-        points = at.from_params().move_dims(
-            isl.dim_type.set, 0, isl.dim_type.param, 0, len(names)
-        )
-        if points.is_empty():
-            continue
-        point = points.sample_point()
-        found.append({
-            name: sets.whole(point.get_coordinate_val(isl.dim_type.set, i))
-            for i, name in enumerate(names)
-        })
-    return tuple(found)
+        point = _sample(at)
+        if point is not None:
+            yield point
+
+
+def _points_in(parts: Sequence[isl.Set], context: isl.Set) -> Iterator[dict[str, int]]:
+    """Yield rows where sets have tiles, one by one and in pairs, if small ones are found."""
+    rows = [part.params().intersect(context) for part in parts]
+    for one, other in combinations_with_replacement(rows, 2):
+        both = one.intersect(other)
+        point = _sample(both.intersect(sets.read_set(SAMPLE_KEYS))) or _sample(both)
+        if point is not None and max(point.values()) <= MAX_SAMPLE:
+            yield point
+
+
+def _sample(params: isl.Set) -> dict[str, int] | None:
+    """Return values of the parameters that satisfy a condition, None if there are none."""
+    names = sets.param_names(params)
+    points = params.from_params().move_dims(isl.dim_type.set, 0, isl.dim_type.param, 0, len(names))
+    point = points.sample_point()
+    if point.is_void():
+        return None
+    return {
+        name: sets.whole(point.get_coordinate_val(isl.dim_type.set, i))
+        for i, name in enumerate(names)
+    }
 
 
 def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
@@ -322,8 +364,8 @@ def as_set(progression: Progression, like: isl.Set) -> isl.Set:
     if progression.period == 1:
         last = ex.sub(ex.add(progression.base, progression.count), ex.ONE)
         # Written without max and min, which isl reads slowly.
-        lows = progression.base.parts if isinstance(progression.base, ex.Max) else (
-            progression.base,
+        lows = (
+            progression.base.parts if isinstance(progression.base, ex.Max) else (progression.base,)
         )
         highs = last.parts if isinstance(last, ex.Min) else (last,)
         test = ex.and_(
@@ -348,9 +390,7 @@ def as_set(progression: Progression, like: isl.Set) -> isl.Set:
         ex.compare("<", index, progression.count),
         ex.compare("==", beyond, position),
     )
-    return sets.read_set(
-        f"[{', '.join(params)}] -> {{ [kb] : exists (i : {sets.text(test)}) }}"
-    )
+    return sets.read_set(f"[{', '.join(params)}] -> {{ [kb] : exists (i : {sets.text(test)}) }}")
 
 
 def _period(tiles: isl.Set) -> int | None:
