@@ -22,8 +22,19 @@ from attnc.compiler.ir.pattern import Input, Pattern
 from attnc.compiler.ir.plan import CpuPlan, DataTiles, Segment
 from attnc.compiler.passes import data_tiles as dt
 from attnc.compiler.passes.hull import candidates, core
-from tests.test_data_tiles import HEADS, LENGTHS, NK, TILINGS, H, K, Q, arrays, doc, flag
-from tests.test_data_tiles import _conditions as conditions
+from tests.test_data_tiles import (
+    HEADS,
+    LENGTHS,
+    NK,
+    TILINGS,
+    H,
+    K,
+    Q,
+    arrays,
+    conditions,
+    doc,
+    flag,
+)
 from tests.test_data_tiles import pattern_of as bare_pattern_of
 
 INPUTS = (
