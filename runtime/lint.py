@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import ForwardPlan, Target
-from attnc.compiler.passes.tiles import DType, TileChoice, candidates
+from attnc.compiler.passes.tiles import DType, candidates
 from attnc.runtime.aot import Artifact, compile_kernel
 
 SHARED_LIMIT_BYTES: dict[Target, int] = {
@@ -57,13 +58,16 @@ def pick_tile(
     value_dim: int | None = None,
     dtype: DType = "bf16",
     target: Target = "sm_90",
-) -> tuple[TileChoice, tuple[str, ...]]:
+) -> tuple[Tiling | BoxTiling, tuple[str, ...]]:
     """Walk the candidate tiles, best first, and return the first that compiles clean.
 
-    Returns: the choice, and a note on each tile that was dropped.
+    Each is tried as a plan would take it: as boxes of as many tokens where these are better.
+    Returns: the tile, and a note on each tile that was dropped.
     Raises: RuntimeError if triton is missing or no candidate is clean.
     """
     from attnc.compiler.passes.build_plan import build_plan
+    from attnc.compiler.passes.grid_plan import on_boxes
+    from attnc.compiler.passes.grid_tiles import better
 
     dropped: list[str] = []
     for choice in candidates(target, head_dim, value_dim or head_dim, dtype):
@@ -71,10 +75,15 @@ def pick_tile(
             pattern, head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target,
             tile=Tiling(choice.q, choice.k),
         ).forward
+        tested = plan.data is not None
+        boxes = better(pattern, choice.tiling, plan.block_mask, tested=tested)
+        tile = choice.tiling if boxes is None else boxes.tiling
+        if boxes is not None:
+            plan = on_boxes(plan, boxes)
         findings = lint_plan(replace(plan, warps=choice.warps, stages=choice.stages))
         if not findings:
-            return choice, tuple(dropped)
-        dropped.append(f"tile {choice.tiling} dropped: {'; '.join(findings)}")
+            return tile, tuple(dropped)
+        dropped.append(f"tile {tile} dropped: {'; '.join(findings)}")
     raise RuntimeError(
         f"no candidate tile of `{pattern.name}` compiles clean for {target}:\n" + "\n".join(dropped)
     )

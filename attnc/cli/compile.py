@@ -89,7 +89,8 @@ def command(
 
         record: dict[str, object] = {
             "pattern": pattern.name, "file": str(path), "target": target,
-            "tile": str(plan.forward.tiling), "notes": [*dropped, *plan.notes],
+            "tile": str((plan.forward.boxes or plan.forward.block_mask).tiling),
+            "notes": [*dropped, *plan.notes],
         }
         if lint:
             record |= {"lint": list(findings), **facts}

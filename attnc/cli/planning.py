@@ -9,6 +9,7 @@ from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
     from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.ir.pattern import Pattern
     from attnc.compiler.ir.plan import Plan
     from attnc.runtime.aot import Artifact
@@ -71,7 +72,7 @@ def compile_ahead(plan: Plan) -> Artifact:
 
 def clean_tile(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str
-) -> tuple[Tiling, tuple[str, ...]]:
+) -> tuple[Tiling | BoxTiling, tuple[str, ...]]:
     """Return the first tile of the target that compiles clean, and why others were dropped."""
     from attnc.cli.terminal import progress
 
@@ -82,13 +83,12 @@ def clean_tile(
         except ImportError as missing:
             raise needs_torch(missing) from missing
         try:
-            choice, dropped = pick_tile(
+            return pick_tile(
                 pattern, head_dim=head_dim, value_dim=value_dim, dtype=cast(Any, dtype),
                 target=cast(Any, target),
             )
         except RuntimeError as refused:
             raise not_compiled(refused) from refused
-        return choice.tiling, dropped
 
 
 def not_compiled(refused: RuntimeError) -> CompileError:

@@ -235,6 +235,7 @@ def run(
     from attnc.api import compile as compile_op
     from attnc.codegen.inputs import argument
     from attnc.compiler.counts import count
+    from attnc.compiler.counts_grid import count_grid
     from attnc.runtime import trial
     from attnc.runtime.inputs import made_up
 
@@ -268,12 +269,15 @@ def run(
     timed_dense = max(nq, nk) <= DENSE_TOKENS if dense is None else dense
     times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense, **asked)
     plan = op.plan.forward if on_gpu else op.plan.cpu
+    boxes = op.plan.forward.boxes if on_gpu else None
     return Report(
         pattern=pattern,
         file=file,
         inputs=inputs,
-        tile=str(plan.tiling),
-        counts=dataclasses.asdict(count(plan.block_mask, nq, nk, plan.data, read)),
+        tile=str(plan.tiling if boxes is None else boxes.tiling),
+        counts=dataclasses.asdict(
+            count(plan.block_mask, nq, nk, plan.data, read) if boxes is None else count_grid(boxes)
+        ),
         verdict=verdict,
         times=times,
         module=Path(op.path),

@@ -6,7 +6,7 @@ from attnc.compiler.ir import arrays as ar
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
-from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask
+from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask, Tiling
 from attnc.compiler.ir.gridmask import GridMask
 from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan, Plan
 from attnc.dsl.diagnostics import Diagnostic
@@ -33,9 +33,9 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
         case GridMask():
             found = _pattern(ir.pattern) + _grid_mask(ir)
         case Plan():
-            found = list(verify(ir.forward.block_mask)) + list(verify(ir.cpu.block_mask))
-            found += _loop(ir.forward)
-            if (ir.forward.data is None) is not (ir.cpu.data is None):
+            found = list(verify(ir.cpu.block_mask)) + _loop(ir.forward)
+            alike = (ir.forward.data is None) is (ir.cpu.data is None)
+            if not alike and ir.forward.boxes is None:
                 found.append(_broken("one executor tests tiles and the other does not"))
             found += _backward(ir.backward, ir.forward) if ir.backward is not None else []
     return tuple(found)
@@ -114,18 +114,26 @@ def _grid_mask(mask: GridMask) -> list[Diagnostic]:
 
 
 def _loop(loop: LoopPlan) -> list[Diagnostic]:
+    found = list(verify(loop.block_mask))
+    if loop.boxes is not None:
+        found += verify(loop.boxes)
+        if loop.form != "table" or loop.segments:
+            found.append(_broken("a loop over boxes has ranges beside its table"))
+        tokens = Tiling(loop.boxes.tiling.q, loop.boxes.tiling.k)
+        if tokens != loop.tiling:
+            found.append(_broken(f"boxes {loop.boxes.tiling} stand for tile {loop.tiling}"))
     worst = max((segment.mask for segment in loop.segments), default=0)
     if worst > len(loop.masks):
-        return [_broken(f"a segment uses mask {worst} of {len(loop.masks)}")]
+        found.append(_broken(f"a segment uses mask {worst} of {len(loop.masks)}"))
     if (loop.form == "data") is not (loop.data is not None):
-        return [_broken(f"a plan of form {loop.form} does not go with its tests of tiles")]
-    return []
+        found.append(_broken(f"a plan of form {loop.form} does not go with its tests of tiles"))
+    return found
 
 
 def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[Diagnostic]:
     found: list[Diagnostic] = []
     for loop in backward.loops:
-        found += [*verify(loop.block_mask), *_loop(loop)]
+        found += _loop(loop)
         pattern = loop.block_mask.pattern
         if loop is not backward.dq:
             pattern = pattern.transposed()

@@ -13,7 +13,7 @@ from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.grid_plan import on_boxes
-from attnc.compiler.passes.grid_tiles import choose
+from attnc.compiler.passes.grid_tiles import better, choose
 from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop, reachable
 from attnc.compiler.passes.strips import strips
 
@@ -33,8 +33,9 @@ def build_plan(
 
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
     256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
-    or the best of as many tokens as its tile ("boxes"). ``backward``: plan its kernels as well,
-    which about doubles the work of isl.
+    or the best of as many tokens as its tile ("boxes"). Unasked, the forward takes boxes where they
+    are better than tiles of the flat order, and the backward none. ``backward``: plan its kernels
+    as well, which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
@@ -60,8 +61,10 @@ def build_plan(
         ForwardPlan, block_mask, data, choice, head_dim=head_dim, value_dim=value_dim, dtype=dtype,
         target=target,
     )
+    if tile is None:
+        boxes = better(pattern, choice.tiling, block_mask, tested=data is not None)
     kernel = forward if boxes is None else on_boxes(forward, boxes)
-    back = build_backward(kernel, tile) if backward else None
+    back = build_backward(forward if tile is None else kernel, tile) if backward else None
     return Plan(
         pattern=pattern, forward=kernel, cpu=_cpu(pattern, cpu_tiling, tested=tested),
         backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back),
@@ -95,6 +98,8 @@ def _notes(
 ) -> tuple[str, ...]:
     mask: BlockMask | GridMask = forward.boxes or forward.block_mask
     reason = "as asked" if tile is not None else f"the best clean tile of {forward.target}"
+    if tile is None and forward.boxes is not None:
+        reason = f"boxes of as many tokens as {reason}"
     notes = [
         f"tile {mask.tiling}, {forward.warps} warps, {forward.stages} stages: {reason}"
         f" for head dim {forward.head_dim}"

@@ -10,16 +10,20 @@ import math
 from collections.abc import Iterator
 from itertools import product
 
-from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask, Part, parts, rank_of
 from attnc.compiler.ir.pattern import Pattern, Space
 from attnc.compiler.passes.classify_grid import classify_grid
+from attnc.compiler.passes.eliminate import eliminate
 
 MAX_CUBES = 2
 """Shapes near to a cube that are tried for each side."""
 
 FULL_COST, MASK_COST = 4, 5
 """What a full tile costs beside one whose pairs are checked."""
+
+MAX_TOKENS = 1 << 24
+"""Longest side that is cut into boxes unasked, in tokens: each row of tiles is looked at."""
 
 
 def choose(pattern: Pattern, tile: Tiling) -> GridMask:
@@ -29,12 +33,48 @@ def choose(pattern: Pattern, tile: Tiling) -> GridMask:
     """
     if pattern.query_space is None or pattern.key_space is None:
         raise ValueError(f"`{pattern.name}` has no grid to cut into boxes")
+    masks = [classify_grid(pattern, boxes) for boxes in _tried(pattern, tile)]
+    return min(masks, key=lambda mask: (len(mask.widened), _cost(mask)))
+
+
+def better(pattern: Pattern, tile: Tiling, flat: BlockMask, *, tested: bool) -> GridMask | None:
+    """Return the boxes to take unasked, None: tiles of the flat order serve the pattern as well.
+
+    Boxes need several axes of known extents, and must be exact. They are better where flat tiles
+    are ``tested`` at the call, or cost more.
+    """
+    nq, nk = pattern.lengths
+    if rank_of(pattern) < 2 or not nq or not nk or not eliminate(pattern).is_static:
+        return None
+    if max(nq, nk) > MAX_TOKENS:
+        return None
+    found: list[GridMask] = []
+    for boxes in _tried(pattern, tile):
+        mask = classify_grid(pattern, boxes)
+        if mask.widened:  # what couples axes couples them in every shape
+            return None
+        found.append(mask)
+    best = min(found, key=_cost)
+    return best if tested or _cost(best) < _flat_cost(flat, nq, nk) else None
+
+
+def _tried(pattern: Pattern, tile: Tiling) -> list[BoxTiling]:
+    """Return the shapes that are tried for a tile: the nearest to cubes first."""
+    assert pattern.query_space is not None
+    assert pattern.key_space is not None
     rank = rank_of(pattern)
     cubes_q, rods_q = _shapes(pattern.query_space, tile.q, rank)
     cubes_k, rods_k = _shapes(pattern.key_space, tile.k, rank)
     shapes = dict.fromkeys([*product(cubes_q, cubes_k), *zip(rods_q, rods_k, strict=True)])
-    masks = [classify_grid(pattern, BoxTiling(q, k)) for q, k in shapes]
-    return min(masks, key=lambda mask: (len(mask.widened), _cost(mask)))
+    return [BoxTiling(q, k) for q, k in shapes]
+
+
+def _flat_cost(mask: BlockMask, nq: int, nk: int) -> int:
+    """Return what ``_cost`` does for tiles of the flat order."""
+    return sum(
+        int(mask.rows(piece, nq, nk)[1].sum()) * (FULL_COST if piece.full else MASK_COST)
+        for piece in mask.pieces
+    )
 
 
 def _cost(mask: GridMask) -> int:
