@@ -25,17 +25,20 @@ def takes_inputs(pattern: Pattern) -> bool:
     return bool(pattern.inputs or pattern.extents)
 
 
-def argument(name: str) -> str:
-    """Return the keyword of an input: its name, with ``_`` where Python or the op has another."""
-    return f"{name}_" if name in _TAKEN or keyword.iskeyword(name) else name
+def argument(name: str, taken: frozenset[str] = frozenset()) -> str:
+    """Return the keyword of an input: its name, with ``_`` where Python or the op has another.
+
+    ``taken``: what the op calls its own arguments besides those of attention.
+    """
+    return f"{name}_" if name in _TAKEN | taken or keyword.iskeyword(name) else name
 
 
-def signature(pattern: Pattern) -> list[str]:
-    """Return the keyword parameters of an op's inputs."""
+def signature(pattern: Pattern, taken: frozenset[str] = frozenset()) -> list[str]:
+    """Return the keyword parameters of an op's inputs; ``taken`` as for ``argument``."""
     found = []
     for one in pattern.inputs:
         kind = "torch.Tensor" if one.dims else _TYPES[one.kind]
-        found.append(f"{argument(one.name)}: {kind} | None = None")
+        found.append(f"{argument(one.name, taken)}: {kind} | None = None")
     if pattern.extents:
         found.append("extents: Mapping[str, int] | None = None")
     return found
@@ -49,13 +52,13 @@ def arguments_text(pattern: Pattern) -> str:
     return f", *_arguments(q, k, {{{given}}}, {'extents' if pattern.extents else 'None'})"
 
 
-def described(pattern: Pattern) -> list[str]:
-    """Return a line about each input for the docstring of an op."""
+def described(pattern: Pattern, taken: frozenset[str] = frozenset()) -> list[str]:
+    """Return a line about each input for the docstring of an op; ``taken`` as for ``argument``."""
     lines = []
     for one in pattern.inputs:
         shape = f"{one.kind} ``{shape_text(one)}``, or ``[B, ...]``" if one.dims else one.kind
         made = f"; computed when not given: {ar.show(one.formula)}" if one.formula else ""
-        lines.append(f"{argument(one.name)}: {shape}{made}.")
+        lines.append(f"{argument(one.name, taken)}: {shape}{made}.")
     if pattern.extents:
         names = ", ".join(pattern.extents)
         lines.append(f"extents: the sides of the grids, by name: {names}.")

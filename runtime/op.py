@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,10 @@ class Op:
         path: where that module lies.
     """
 
-    def __init__(self, module: ModuleType, source: str, pattern: Pattern, options: Options) -> None:
+    def __init__(
+        self, module: ModuleType, source: str, pattern: Pattern, options: Options, *,
+        keep: bool = True,
+    ) -> None:
         self._function = module.op
         self.name = pattern.name
         self.pattern: Any = pattern
@@ -42,6 +46,7 @@ class Op:
         self.source = source
         self.path = Path(str(module.__file__))
         self.options = options
+        self._keep = keep
         self.__doc__ = module.op.__doc__
 
     def __call__(
@@ -60,6 +65,20 @@ class Op:
     def plan(self) -> Plan:
         """The kernel plan; made again when the module came from the cache."""
         return self.options.plan(self._ir)
+
+    @cached_property
+    def decode(self) -> Callable[..., Any]:
+        """One step of generation: the last queries of each sequence against its cache.
+
+        ``decode(q, k_cache, v_cache, lengths, *, block_table=None, inputs..., scale=None,
+        return_lse=False)``; its docstring says more. It is compiled when it is first asked for:
+        take it out once in front of ``torch.compile``.
+        Raises: ValueError for a pattern that has no decode step, with the reason.
+        """
+        from attnc.runtime.decode import compile_decode
+
+        key = cache_key(self._ir, self.options)
+        return compile_decode(self._ir, self.options, key, keep=self._keep)
 
     def __deepcopy__(self, memo: object) -> Op:
         return self  # nothing in it changes; copies of a model share the compiled op
@@ -112,7 +131,7 @@ def compile_pattern(
             disk.replace_file(path, text)
     if folder is not None:
         path = build.write_text(text, name, folder)
-    op = Op(build.load_text(text, path), text, pattern, chosen)
+    op = Op(build.load_text(text, path), text, pattern, chosen, keep=keep)
     if plans:
         op.__dict__["plan"] = plans[0]
     return op
