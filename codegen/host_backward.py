@@ -21,6 +21,7 @@ from attnc.codegen.triton_backward import KERNELS, PREPARE, Kernel, emit_kernel,
 from attnc.codegen.triton_forward import emit_kernel as emit_forward
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
+from attnc.compiler.ir.score_derivative import derivative
 from attnc.compiler.passes.tiles import padded
 
 PREPARED_ROWS = 32
@@ -191,18 +192,78 @@ def _of_schedule(plan: LoopPlan, kernel: Kernel) -> list[str]:
     return [name for name, _ in parameters(plan, kernel) if name in names]
 
 
+def _emit_sinks(out: Writer) -> None:
+    with out.block("def _gpu_sinks(q, k, lse, delta, data):"):
+        out.line('"""Gradients of inputs by name: a sink is one more key, whose value is 0."""')
+        out.line("logit = _sink(q, k, data).to(lse.dtype)[..., None]")
+        out.line("weight = torch.where(lse == -math.inf, 0, (logit - lse).exp())")
+        out.line("change = -(weight * delta).sum(2).double()  # [B, Hq]")
+        out.line("b = torch.arange(q.shape[0], device=q.device)[:, None]")
+        out.line("found = {}")
+        with out.block("for name, index, slope in _sink_slopes(q, k, data):"):
+            out.line("shape = data[name].shape")
+            out.line("if name not in found:")
+            out.line("    found[name] = torch.zeros(shape, dtype=change.dtype, device=q.device)")
+            out.line("place, inside = b if shape[0] > 1 else 0 * b, b >= 0")
+            with out.block("for i, side in zip(index, shape[1:]):"):
+                out.line("at = torch.as_tensor(i, device=q.device)")
+                out.line("within = (at >= 0) & (at < side)")
+                out.line("place, inside = place * side + at * within, inside & within")
+            out.line("part = torch.where(inside & (change != 0), change * slope, 0)")
+            out.comment("Sorted by place where it runs in parallel: the same in every run.")
+            out.line("place = torch.where(inside, place, 0).expand(part.shape).flatten()")
+            out.line("found[name].view(-1).index_put_((place,), part.flatten(), accumulate=True)")
+        out.line("return found")
+    out.line()
+    out.line()
+
+
+def _emit_refusals(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
+    """Print what the kernels refuse: learned inputs of the score, boxes of a grid."""
+    pattern = plan.pattern
+    if any(loop.boxes is not None for loop in loops.values()):
+        out.line("raise RuntimeError(")
+        out.line('    "attnc: kernels that walk boxes of a grid are forward only; for a backward "')
+        out.line('    "on a GPU compile the pattern with a tile of tokens"')
+        out.line(")")
+        return
+    tensors = [one.name for one in pattern.inputs if one.dims]
+    learned = set() if pattern.score is None else {
+        one.name for one, _ in derivative(pattern.score).reads if one.index
+    }
+    places = [place for place, name in enumerate(tensors, start=3) if name in learned]
+    if places:
+        with out.block(f"if any(needs[place] for place in {places}):"):
+            out.line("raise RuntimeError(")
+            out.line('    "attnc: inputs of the score get no gradient on a GPU; detach() them, "')
+            out.line('    "or train them on a CPU"')
+            out.line(")")
+
+
 def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
+    with_sinks = plan.pattern.sink is not None and any(i.dims for i in plan.pattern.inputs)
+    if with_sinks:
+        _emit_sinks(out)
     arguments = "q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs"
     wide = padded(plan.forward.value_dim)
     with out.block(f"def _gpu_backward({arguments}):"):
         out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
-        out.line("grads = [None] * (len(needs) - 3)")
+        _emit_refusals(out, plan, loops)
+        tensors = "extra[0]" if plan.pattern.inputs or plan.pattern.extents else "()"
+        out.line(f"given = [q, k, v, *{tensors}]")
         with out.block("if q.numel() == 0 or k.numel() == 0:"):
+            if with_sinks:
+                out.comment("A sink alone decides nothing of out, and lse is the sink.")
+                with out.block("if any(needs[3:]) and grad_lse is not None and q.numel():"):
+                    out.line("raise RuntimeError(")
+                    out.line('    "attnc: sinks get no gradient on a GPU where there are no keys"')
+                    out.line(")")
             out.line(
                 "found = [torch.zeros_like(t, memory_format=torch.contiguous_format) if n else None"
-                " for t, n in zip((q, k, v), needs)]"
+                " for t, n in zip(given, needs)]"
             )
-            out.line("return *found, grads")
+            out.line("return *found[:3], found[3:]")
+        out.line("grads = [None] * (len(given) - 3)")
         out.line(f"data = {data_text(plan.pattern)}")
         out.line("grad_q = grad_k = grad_v = None")
         with out.block("with torch.cuda.device_of(q):"):
@@ -226,5 +287,15 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
                 for kernel, name, place in (("dv", "grad_v", 2), ("dk", "grad_k", 1)):
                     with out.block(f"if needs[{place}]:"):
                         out.line(f"{name} = _gpu_{kernel}(*call)")
+        if with_sinks:
+            names = [one.name for one in plan.pattern.inputs if one.dims]
+            with out.block("if any(needs[3:]):"):
+                out.line("found = _gpu_sinks(q, k, lse, delta, data)")
+                out.line("grads = [")
+                with out.indented():
+                    out.line("found[name].view(t.shape).to(t.dtype)")
+                    out.line("if n and name in found else None")
+                    out.line(f"for name, t, n in zip({names!r}, given[3:], needs[3:])")
+                out.line("]")
         out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
         out.line("return *kept, grads")

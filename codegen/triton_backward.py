@@ -377,10 +377,10 @@ class _Keys(_Kernel):
             self.tile()
             self.load_tile("q", "q_base", "q", wide=False, across=True)
             self.load_tile("grad_out", "o_base", "o", wide=True, across=False)
-            out.line("rows = first_row + qb * BQ + near[None, :]  # [1, BQ]")
-            out.line("total = tl.load(Total + rows)")
+            out.line("first = first_row + qb * BQ")
+            out.line("total = tl.load(Total + first + near[None, :])  # [1, BQ]")
             if self.kernel != "dv":
-                out.line("delta = tl.load(Delta + rows)")
+                out.line("delta = tl.load(Delta + first + near[None, :])")
             self.weights("k, q")
             if self.kernel != "dk":
                 out.line("weights = p.to(grad_out.dtype)  # [BK, BQ]")

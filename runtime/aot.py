@@ -1,4 +1,4 @@
-"""kernel source + forward plan -> machine code, ahead of time and without a GPU."""
+"""kernel source + its plan -> machine code, ahead of time and without a GPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from attnc.codegen.triton_forward import KERNEL, parameters
-from attnc.compiler.ir.plan import ForwardPlan, Target
+from attnc.codegen import triton_backward as backward
+from attnc.codegen import triton_forward as forward
+from attnc.compiler.ir.plan import ForwardPlan, LoopPlan, Target
 
 _GPU: dict[Target, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -27,6 +28,9 @@ _GPU: dict[Target, tuple[str, int | str, int]] = {
 }
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SECONDS = 300
+Kernel = Literal["forward"] | backward.Kernel
+"""Which kernel of a source text: of the forward, or the backward one that makes this."""
+
 _INSTALL = 'install it with `pip install "attnc[torch]"` (triton 3.6 to 3.9, Linux)'
 
 
@@ -58,21 +62,23 @@ class Artifact:
         return self.assembly
 
 
-def compile_kernel(source_text: str, plan: ForwardPlan, target: Target | None = None) -> Artifact:
-    """Compile the forward kernel in a source text (a written module, or the bare kernel).
+def compile_kernel(
+    source_text: str, plan: LoopPlan, target: Target | None = None, kernel: Kernel = "forward"
+) -> Artifact:
+    """Compile one kernel in a source text (a written module, or the bare kernel).
 
     Args:
         target: the plan's own when not given.
     Raises: RuntimeError when triton is missing or refuses the kernel.
     """
-    (result,) = compile_kernels([(source_text, plan, target or plan.target)])
+    (result,) = compile_kernels([(source_text, plan, target or plan.target)], kernel)
     if isinstance(result, RuntimeError):
         raise result
     return result
 
 
 def compile_kernels(
-    jobs: Sequence[tuple[str, ForwardPlan, Target]],
+    jobs: Sequence[tuple[str, LoopPlan, Target]], kernel: Kernel = "forward"
 ) -> list[Artifact | RuntimeError]:
     """Compile several kernels in one process; one that fails gives its error in its place.
 
@@ -83,7 +89,7 @@ def compile_kernels(
         for number, (text, plan, target) in enumerate(jobs):
             path = Path(folder) / f"kernel_{number}.py"
             path.write_text(kernel_source(text), encoding="utf-8")
-            descriptions.append(_job(path, plan, target))
+            descriptions.append(_job(path, plan, target, kernel))
         answer = _ask_worker(descriptions)
     version = str(answer["triton"])
     results: list[Artifact | RuntimeError] = []
@@ -131,11 +137,16 @@ def _is_jit(decorator: ast.expr) -> bool:
     return ast.unparse(function) == "triton.jit"
 
 
-def _job(path: Path, plan: ForwardPlan, target: Target) -> dict[str, object]:
+def _job(path: Path, plan: LoopPlan, target: Target, kernel: Kernel) -> dict[str, object]:
     """Describe a kernel as the JIT would see it: aligned pointers, contiguous head dims."""
+    if kernel == "forward":
+        assert isinstance(plan, ForwardPlan)
+        name, given = forward.KERNEL, forward.parameters(plan)
+    else:
+        name, given = backward.KERNELS[kernel], backward.parameters(plan, kernel)
     signature: dict[str, str] = {}
-    for name, kind in parameters(plan):
-        signature[name] = f"*{plan.dtype}" if kind == "*" else kind
+    for argument, kind in given:
+        signature[argument] = f"*{plan.dtype}" if kind == "*" else kind
     item_bytes = _ITEM_BYTES[plan.dtype]
     constexprs = {
         "ALIGN": math.gcd(16 // item_bytes, plan.head_dim, plan.value_dim),
@@ -143,10 +154,10 @@ def _job(path: Path, plan: ForwardPlan, target: Target) -> dict[str, object]:
     }
     return {
         "path": str(path),
-        "name": KERNEL,
+        "name": name,
         "signature": {**signature, **dict.fromkeys(constexprs, "constexpr")},
         "constexprs": constexprs,
-        "aligned": [n for n, kind in parameters(plan) if kind.startswith("*")],
+        "aligned": [n for n, kind in given if kind.startswith("*")],
         "target": _GPU[target],
         "options": {"num_warps": plan.warps, "num_stages": plan.stages},
     }

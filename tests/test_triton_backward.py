@@ -14,6 +14,8 @@ from attnc.codegen.host import emit_host
 from attnc.codegen.host_backward import emit_backward
 from attnc.codegen.inputs import emit_inputs
 from attnc.codegen.predicate import HOST_HELPERS
+from attnc.codegen.slopes import emit_sink_slopes
+from attnc.codegen.tile_test import host_dialect
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir.blockmask import Tiling
@@ -37,9 +39,12 @@ def module_of(plan: Plan) -> Any:
     """Load what a written module holds of both passes on a GPU."""
     head = "from __future__ import annotations\n\nimport triton\nimport triton.language as tl\n"
     tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
+    dialect = host_dialect({i.name: i.kind for i in plan.pattern.inputs}, plan.pattern.heads)
+    sink = plan.pattern.sink
+    sinks = "" if sink is None else emit_sink_slopes(sink, dialect, kv_heads=False)
     return kn.load("\n\n".join([
         head, 'NAME = "pattern"', HOST_HELPERS, emit_inputs(plan.pattern), tiles,
-        emit_host(plan.forward), emit_kernel(plan.forward), emit_backward(plan),
+        emit_host(plan.forward), emit_kernel(plan.forward), sinks, emit_backward(plan),
     ]))  # fmt: skip
 
 
@@ -255,3 +260,31 @@ def test_alibi() -> None:
     away = torch.arange(40, device=kn.DEVICE)[:, None] - torch.arange(40, device=kn.DEVICE)
     bias = -(2.0 ** (-2.0 * (h + 1))) * away
     check(plan, random(40, 40, heads=4, kv_heads=2), score=lambda dot: dot + bias.to(dot))
+
+
+def test_sinks() -> None:
+    """A learned logit beside the keys gets its gradient; rows that see nothing else too."""
+    plan = plan_of(
+        "attention a(input sink: real[4]) heads h: 4 = "
+        "softmax(dot, over: { q -> k : k + 3 < q and q - k < 20 }, sink: sink[h])"
+    )
+    sink = draw(4)
+    inputs = random(40, 40, batch=2, heads=4, kv_heads=2)
+    found = gradients(module_of(plan), inputs, 0.25, [sink], [], [], needs=(True,) * 4)
+    mask = dense_mask(plan, 40, 40, 4, {})
+    dense = Dense(mask=mask, scale=0.25, learned=(sink,), sink=lambda sink: sink)
+    dense.check([*found[:3], *found[3]], *inputs)
+
+
+def test_learned_scores_are_refused() -> None:
+    """The kernels make no gradient of a table in the score, and say so; others they make."""
+    plan = plan_of(
+        "attention a(input table: real[4, 32]) = softmax(dot + t5_bias(4, table), over: causal)"
+    )
+    table, inputs = draw(4, 32), random(20, 20, heads=4)
+    module = module_of(plan)
+    with pytest.raises(RuntimeError, match="get no gradient"):
+        gradients(module, inputs, 0.25, [table], [], [], needs=(True,) * 4)
+    found = gradients(module, inputs, 0.25, [table], [], [], needs=(True, True, True, False))
+    assert all(torch.isfinite(g).all() for g in found[:3])
+    assert found[3] == [None]
