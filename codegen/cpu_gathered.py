@@ -19,13 +19,15 @@ from attnc.codegen.tables import _Data, _Table, _tile_table, _TileRules
 
 # Rows with equally many tiles share a call to torch's CPU flash kernel. Their keys are views where
 # the tiles follow each other in equal steps, else copies, a bounded number of bytes at a time.
-# Masks and terms added to the product are one float mask; other scores take matrix products.
+# Neighbouring rows that see equal tiles whole are one tall row. Masks and terms added to the
+# product are one float mask; other scores take matrix products.
 
 _KEYS_AT_ONCE = 8192  # keys of a row in one call; longer rows merge by log-sum-exp
 _COPY_BYTES = 32 << 20  # keys and values held at once
 _SCORES_AT_ONCE = 1 << 22  # elements of a mask, or scores, held at once
 _PAIRS_AT_ONCE_MASKED = 1 << 17  # pairs whose predicate is evaluated at once
 _WORTH_A_CALL_BYTES = 1 << 20  # keys whose copy costs more than a call of their own
+_MOST_STACKED = 16  # query tiles in a tall row
 _flash_gathered = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -48,10 +50,25 @@ class _Gathered(NamedTuple):
 class _Stretch(NamedTuple):
     """Rows with equally many tiles of one batch item and head: their tiles and classes."""
 
-    rows: torch.Tensor  # [R]
+    rows: torch.Tensor  # [R * stack]
     tiles: torch.Tensor  # [R, T]
     partial: torch.Tensor  # [R, T] bool: whether the pairs of a tile are looked at
     step: int | None  # tiles from the keys of a row to those of the next; None: copied
+    stack: int = 1  # query tiles in a tall row
+
+    def piece(self, rows: slice, tiles: slice) -> _Stretch:
+        """Return some tiles of some (tall) rows."""
+        own = self.rows[rows.start * self.stack : rows.stop * self.stack]
+        tile, partial = self.tiles[rows, tiles], self.partial[rows, tiles]
+        return _Stretch(own, tile, partial, self.step, self.stack)
+
+    def of_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Pick the rows. Shape: ``[E, G, tiles, BQ, ...] -> [E, G, R, stack * BQ, ...]``."""
+        return x[:, :, self.rows].unflatten(2, (-1, self.stack)).flatten(3, 4)
+
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        """Cut tall rows. Shape: ``[E, G, R, stack * BQ, ...] -> [E, G, R * stack, BQ, ...]``."""
+        return x.unflatten(3, (self.stack, -1)).flatten(2, 3)
 
 
 class _Share(NamedTuple):
@@ -179,8 +196,27 @@ def _stretches(
         looked_at = entry & 7 == 1
         if place.nk % plan.rules.k:  # keys beyond the end
             looked_at |= tiles == tiles_k - 1
-        for some, step in _equal_steps(tiles, max(1, _WORTH_A_CALL_BYTES // (count * a_tile))):
-            yield _Stretch(rows[some], tiles[some], looked_at[some], step)
+        worth = max(1, _WORTH_A_CALL_BYTES // (count * a_tile))
+        whole = ~looked_at.any(1) if plan.score is None else looked_at.new_zeros(len(rows))
+        for heads, stack in _equal_tiles(rows, tiles, whole):
+            own = rows[heads[:, None] + _arange(stack)]
+            for some, step in _equal_steps(tiles[heads], worth):
+                at = heads[some]
+                yield _Stretch(own[some].flatten(), tiles[at], looked_at[at], step, stack)
+
+
+def _equal_tiles(
+    rows: torch.Tensor, tiles: torch.Tensor, whole: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield the first of equally many neighbours that see the same tiles whole, and how many."""
+    joined = whole[1:] & whole[:-1] & (rows.diff() == 1) & (tiles[1:] == tiles[:-1]).all(1)
+    label = F.pad((~joined).cumsum(0), (1, 0))
+    place = _arange(len(rows)) - torch.searchsorted(label, label)
+    label = torch.stack([label, place // _MOST_STACKED], 1)
+    _, lengths = label.unique_consecutive(dim=0, return_counts=True)
+    first = lengths.cumsum(0) - lengths
+    for length in lengths.unique().tolist():
+        yield first[lengths == length], length
 
 
 def _equal_steps(
@@ -215,20 +251,21 @@ def _attend_rows(
     """
     (lanes, group, _, tile_q, _), tile_k = queries.shape, k.shape[2]
     exact = torch.float64 if k.dtype == torch.float64 else torch.float32
-    rows, count = part.tiles.shape
+    (rows, count), side = part.tiles.shape, part.stack * tile_q
     shared = plan.additive and isinstance(place.h, int)
-    held = group * tile_q * tile_k * (1 if shared else lanes)
+    held = group * side * tile_k * (1 if shared else lanes)
+    if plan.score is None and not part.partial.any():
+        held = 1  # no mask
     copied = lanes * tile_k * (k.shape[3] + v.shape[3]) * k.element_size()
     wide = max(1, min(count, _KEYS_AT_ONCE // tile_k, _SCORES_AT_ONCE // held))
     tall = max(1, min(_SCORES_AT_ONCE // (held * wide), _COPY_BYTES // (copied * wide)))
-    out = k.new_empty((lanes, group, rows, tile_q, v.shape[3]), dtype=exact)
-    lse = k.new_empty((lanes, group, rows, tile_q), dtype=exact)
+    out = k.new_empty((lanes, group, rows, side, v.shape[3]), dtype=exact)
+    lse = k.new_empty((lanes, group, rows, side), dtype=exact)
     for top in range(0, rows, tall):
         some = slice(top, top + tall)
-        asked = queries[:, :, part.rows[some]]
+        asked = part.piece(some, slice(None)).of_rows(queries)
         for left in range(0, count, wide):
-            own = (some, slice(left, left + wide))
-            piece = _Stretch(part.rows[some], part.tiles[own], part.partial[own], part.step)
+            piece = part.piece(some, slice(left, left + wide))
             attend = _by_flash if plan.additive else _by_products
             found, found_lse = attend(plan, piece, place, scale, asked, k, v)
             whole, whole_lse = out[:, :, some], lse[:, :, some]
@@ -241,7 +278,7 @@ def _attend_rows(
             whole.mul_((whole_lse - finite).exp_()[..., None])
             whole.add_(found * (found_lse - finite).exp_()[..., None])
             whole_lse.copy_(total)
-    return out, lse
+    return part.apart(out), part.apart(lse)
 
 
 def _by_flash(

@@ -135,15 +135,13 @@ def _stretch_gradients(
     """Add what some rows give, portion by portion."""
     (lanes, group, _, tile_q, _), tile_k = rows.q.shape, keys.k.shape[2]
     number, count = part.tiles.shape
-    held = group * tile_q * tile_k * lanes
+    held = group * part.stack * tile_q * tile_k * lanes
     copied = 2 * lanes * tile_k * (keys.k.shape[3] + keys.v.shape[3]) * keys.k.element_size()
     wide = max(1, min(count, _WEIGHTS_AT_ONCE // held, _COPIED_AT_ONCE // copied))
     tall = max(1, min(_WEIGHTS_AT_ONCE // (held * wide), _COPIED_AT_ONCE // (copied * wide)))
     for top in range(0, number, tall):
-        some = slice(top, top + tall)
         for left in range(0, count, wide):
-            own = (some, slice(left, left + wide))
-            piece = _Stretch(part.rows[some], part.tiles[own], part.partial[own], part.step)
+            piece = part.piece(slice(top, top + tall), slice(left, left + wide))
             _piece_gradients(plan, piece, place, scale, rows, keys, learned)
 
 
@@ -153,15 +151,16 @@ def _piece_gradients(
 ) -> None:
     """Add what some tiles of some rows give; the heads of a group stand below each other."""
     lanes, group, _, tile_q, _ = rows.q.shape
-    q, grad_out, lse, less = (x[:, :, part.rows].transpose(1, 2).flatten(2, 3) for x in rows[:4])
+    side = part.stack * tile_q
+    q, grad_out, lse, less = (part.of_rows(x).transpose(1, 2).flatten(2, 3) for x in rows[:4])
     k, v = (_keys_of(x, part) for x in keys[:2])  # [E, R, T * BK, D]
-    shape = (lanes, len(part.rows), group, tile_q, part.tiles.shape[1], -1)
+    shape = (lanes, len(part.tiles), group, side, part.tiles.shape[1], -1)
     dot = q @ k.mT * scale  # [E, R, G * BQ, T * BK]
     by_pair = dot.view(shape).transpose(1, 2)  # [E, G, R, BQ, T, BK]
-    at_q, at_k = (x[:, None] for x in _positions(plan, part))
     slopes: list[Any] = []
     slope = None
     if plan.slopes is not None and (learned or not plan.additive):
+        at_q, at_k = (x[:, None] for x in _positions(plan, part))
         slope, slopes = place.evaluate(plan.slopes, by_pair, at_q, at_k)
     if plan.additive:
         bias, _ = _bias(plan, part, place, dot.dtype)
@@ -170,6 +169,7 @@ def _piece_gradients(
         assert plan.score is not None
         score = torch.empty_like(dot)
         pairs = score.view(shape).transpose(1, 2)
+        at_q, at_k = (x[:, None] for x in _positions(plan, part))
         pairs.copy_(place.evaluate(plan.score, by_pair, at_q, at_k))
         _masked(plan, part, place, pairs)
     weights = (score - lse[..., None]).exp_()
@@ -183,7 +183,8 @@ def _piece_gradients(
         pairs = change.view(shape).transpose(1, 2)
         pairs.copy_(_product(pairs, slope))
     change *= scale
-    rows.dq[:, :, part.rows] += (change @ k).unflatten(2, (group, tile_q)).transpose(1, 2)
+    share = (change @ k).unflatten(2, (group, side)).transpose(1, 2)
+    rows.dq[:, :, part.rows] += part.apart(share)
     _add_keys(keys.dk, part, change.mT @ q)
     _add_keys(keys.dv, part, weights.mT @ grad_out)
 

@@ -233,3 +233,26 @@ def test_strided_inputs() -> None:
     out, _ = _gathered_attention(plan_of(causal), q, k, v, 0.3, {})
     exact, _ = reference(q, k, v, mask_of(causal, 70, 64, {}, 1, 1), 0.3)
     torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_rows_that_see_the_same_tiles_whole_are_stacked() -> None:
+    rows = torch.arange(22)
+    tiles = torch.tensor([[1, 4]] * 18 + [[1, 5]] * 2 + [[2, 5]] * 2)
+    whole = torch.tensor([True] * 21 + [False])
+    found = [(first.tolist(), stack) for first, stack in cg._equal_tiles(rows, tiles, whole)]
+    assert found == [([20, 21], 1), ([16, 18], 2), ([0], 16)]
+
+
+def test_stacked_rows() -> None:
+    """Blocks of rows with equal keys, gathered once, beside rows with masks; heads grouped."""
+
+    def blocks(q: Any, k: Any, h: Any, b: Any, nq: int, nk: int, data: Any) -> Any:
+        return ((q // 96 + k // 32) % 3 != 1) | (k <= q - 300)
+
+    def full(qb: Any, kb: int, h: Any) -> Any:
+        return (qb // 3 + kb // 2) % 3 != 1
+
+    for nk in (320, 315):
+        q, k, v = tensors(410, nk, value_dim=24)
+        out, lse = _gathered_attention(plan_of(blocks, full=full), q, k, v, 0.3, {})
+        assert_within(out, lse, q, k, v, mask_of(blocks, 410, nk, {}, 1, 1), 0.3)

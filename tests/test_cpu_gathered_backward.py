@@ -15,6 +15,9 @@ from attnc.runtime.reference_gradients import Backward, assert_gradients_within
 from tests.test_data_op import TEXTS, inputs_of, tensors
 
 MORE: dict[str, str] = {
+    "coarse": """
+        pattern coarse(input keep: bool[6, 6]) = { q -> k : keep[q div 100][k div 100] or q == k }
+    """,
     "alibi_learned": """
         score bias(input slope: real[heads]) heads h: 4 = { q -> k, h : -slope[h] * (q - k) }
         attention alibi_learned heads h: 4 = softmax(dot + bias, over: { q -> k : k <= q })
@@ -45,6 +48,8 @@ def given(name: str, n: int, batch: int | None = None) -> dict[str, Any]:
         return torch.randn(*front, *shape, generator=make)
 
     match name:
+        case "coarse":
+            return {"keep": torch.rand(6, 6, generator=make) < 0.5}
         case "alibi_learned":
             return {"slope": some(4) * 0.1}
         case "relative":
@@ -129,6 +134,11 @@ class Case:
 def test_gradients_are_within_the_error_rule(compiled: Any, name: str, dtype: torch.dtype) -> None:
     for n in (7, 77):
         Case(compiled(name), (n, n), given(name, n), dtype=dtype).check(n == 77)
+
+
+def test_stacked_rows(compiled: Any) -> None:
+    """Rows that see the same tiles whole are run as one."""
+    Case(compiled("coarse"), (410, 410), given("coarse", 410)).check()
 
 
 @pytest.mark.parametrize("name", ["phase", "capped", "alibi", "relative"])
