@@ -158,9 +158,21 @@ def emit_rules(
         f"q={tiling.q}", f"k={tiling.k}", f"heads={table_heads(plan)}", f"candidates={segments}",
         "query_terms=_query_terms", "key_terms=_key_terms", "test=_tile_test", "prepare=_prepare",
     ]  # fmt: skip
-    out.call(f"{name} = _TileRules(", settings + ["keep=_keep"] * refine)
+    settings += ["keep=_keep"] * refine
+    if (names := kept_with(plan)) is not None:
+        settings.append(f"extents={names!r}")
+    out.call(f"{name} = _TileRules(", settings)
     out.line()
     out.line()
+
+
+def kept_with(plan: CpuPlan | LoopPlan) -> tuple[str, ...] | None:
+    """Return the extents on which a table depends beside the lengths, None: it reads data too."""
+    tiles = (e for s in plan.segments for e in (s.tiles.base, s.tiles.count))
+    asked = [*tiles, *([plan.data.predicate] if plan.data is not None else [])]
+    names = {read.name for one in asked for read in ex.reads(one)}
+    pattern = plan.block_mask.pattern
+    return tuple(sorted(names)) if names <= {*pattern.extents, *pattern.sizes} else None
 
 
 def table_heads(plan: CpuPlan | LoopPlan) -> int:

@@ -7,7 +7,7 @@ at the call from its inputs; those of key tiles belong to the inverse of the pat
 
 from __future__ import annotations
 
-from attnc.codegen.data import data_text, emit_candidates, table_heads
+from attnc.codegen.data import data_text, emit_candidates, kept_with, table_heads
 from attnc.codegen.host import (
     ALIGN_BYTES,
     SECTION_BYTES,
@@ -105,6 +105,8 @@ def _emit_rules(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         f"q={plan.tiling.q}", f"k={plan.tiling.k}", f"heads={table_heads(plan)}",
         f"candidates=_gpu_{kernel}_segments", *rules, "prepare=_prepare", *[keep] * refine,
     ]  # fmt: skip
+    if (names := kept_with(plan)) is not None:
+        arguments.append(f"extents={names!r}")
     with out.block(f"_GPU_{kernel.upper()}_RULES = _TileRules("):
         for argument in arguments:
             out.line(f"{argument},")

@@ -7,7 +7,10 @@ tiles are known at the call only.
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +20,15 @@ import torch
 # Which tiles a query tile visits depends on the inputs of a call. Candidates come from formulas of
 # the lengths; each is tested by the least and greatest values of its side terms: it may hold a kept
 # pair, or it must keep every pair. On a GPU at most one thing waits for the device: the size of the
-# table, and only where the candidates are too many to keep a place for each.
+# table, and only where the candidates are too many to keep a place for each. A table that depends
+# on lengths and extents alone is built by the first call with these, and kept.
 
 _PLACES = 1 << 24  # candidates with a place each: no wait for the device
 _AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}  # candidates tested at once
 _PAIRS_AT_ONCE = 1 << 24  # pairs evaluated at once
 _POSITIONS_AT_ONCE = 1 << 22  # positions whose side terms are evaluated at once
 _COLLECTED = ("cpu",)  # devices that are asked after each portion: asking takes no wait
+_KEPT_TABLES = 32
 _Data = dict[str, Any]  # inputs [B or 1, ...] and numbers, by name
 
 
@@ -39,6 +44,7 @@ class _TileRules(NamedTuple):
     test: Callable[..., tuple[Any, Any]]  # query, key, h, b, nq, nk, data -> may, must
     prepare: Callable[[_Data], _Data]  # inputs -> inputs, and what the test asks of whole ones
     keep: Callable[..., Any] | None = None  # q, k, h, b, nq, nk, data -> bool; None: not refined
+    extents: tuple[str, ...] | None = None  # all of `data` that counts; None: inputs count too
 
 
 class _Table(NamedTuple):
@@ -64,10 +70,50 @@ class _Rows(NamedTuple):
         return _Rows(self.b[index], self.h[index], self.qb[index])
 
 
+_TABLES: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()  # those kept, oldest first
+_TABLES_LOCK = threading.Lock()
+_PINNED_TABLES: list[_Table] = []  # what a captured CUDA graph reads: never freed
+
+
 def _tile_table(
     rules: _TileRules, nq: int, nk: int, batch: int, data: _Data, device: torch.device
 ) -> _Table:
-    """Build the table of one call; ``batch`` is 1 where no input has a batch dimension.
+    """Return the table of one call; ``batch`` is 1 where no input has a batch dimension.
+
+    Raises: RuntimeError while a CUDA graph is captured and the table is neither kept nor built
+    without a wait.
+    """
+    if rules.extents is None:
+        return _new_table(rules, nq, nk, batch, data, device)
+    read = {name: data[name] for name in rules.extents}
+    key = (rules, nq, nk, *read.values(), device)
+    on_gpu = device.type == "cuda"
+    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    with _TABLES_LOCK:
+        if key not in _TABLES:
+            if capturing:
+                raise RuntimeError(
+                    "attnc: call the op once with these lengths before capturing it in a CUDA "
+                    "graph: the first call builds its table"
+                )
+            # In a thread of its own, whose memory comes from no CUDA graph's pool and whose modes
+            # (default device, inference) are none of the caller's.
+            with ThreadPoolExecutor(1) as thread:
+                _TABLES[key] = thread.submit(_new_table, rules, nq, nk, 1, read, device).result()
+            if on_gpu:  # other streams may read it next, and may still read an old one
+                torch.cuda.synchronize(device)
+            while len(_TABLES) > _KEPT_TABLES:
+                _TABLES.popitem(last=False)
+        _TABLES.move_to_end(key)
+        if capturing:
+            _PINNED_TABLES.append(_TABLES[key])
+        return _TABLES[key]
+
+
+def _new_table(
+    rules: _TileRules, nq: int, nk: int, batch: int, data: _Data, device: torch.device
+) -> _Table:
+    """Build a table.
 
     Memory in proportion to the visited tiles, or to the candidates where they are few.
     Raises: RuntimeError while a CUDA graph is captured and the size of the table is not known.

@@ -16,11 +16,13 @@ from attnc.codegen import data as emitted
 from attnc.codegen import tables
 from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.writer import Writer
+from attnc.compiler.driver import load_text
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.pattern import Input, Pattern
 from attnc.compiler.ir.plan import CpuPlan, DataTiles, Segment
 from attnc.compiler.passes import data_tiles as dt
+from attnc.compiler.passes.build_plan import build_plan
 from attnc.compiler.passes.hull import candidates, core
 from tests.test_data_tiles import (
     HEADS,
@@ -195,3 +197,52 @@ def test_rows_of_equal_candidates_are_cut_whole() -> None:
     counts = torch.tensor([3, 0, 9, 2, 2, 0])
     assert list(tables._portions(counts, 4)) == [(0, 2, 3), (2, 3, 9), (3, 6, 4)]
     assert np.array_equal(counts, [3, 0, 9, 2, 2, 0])
+
+
+def test_a_table_that_reads_no_data_is_kept() -> None:
+    """It is built once for each pair of lengths, for all batches and heads of inputs."""
+    causal = ex.and_(ex.compare("<=", K, Q), ex.compare("==", ex.mod(ex.sub(Q, K), 5), ex.ZERO))
+    module = written(data_plan(causal, Tiling(16, 16)))
+    device = torch.device("cpu")
+    assert module._CPU_RULES.extents == ()
+    first = module._tile_table(module._CPU_RULES, 50, 50, 1, {}, device)
+    bias = {"bias": torch.zeros(3, 2)}
+    assert module._tile_table(module._CPU_RULES, 50, 50, 3, bias, device) is first
+    assert first.batch == 1
+    assert module._tile_table(module._CPU_RULES, 50, 40, 1, {}, device) is not first
+    with torch.inference_mode():
+        made = module._tile_table(module._CPU_RULES, 40, 40, 1, {}, device)
+    assert not made.entries.is_inference()
+    for n in range(1, 2 * tables._KEPT_TABLES):
+        module._tile_table(module._CPU_RULES, n, n, 1, {}, device)
+    assert len(module._tile_table.__globals__["_TABLES"]) == tables._KEPT_TABLES
+
+
+def test_a_table_of_extents_is_kept_for_each_extent() -> None:
+    """Open extents are part of what it is kept for; what is read by position is never kept."""
+    ir = load_text("pattern p on grid(y: rows, x: cols) = { q -> k : q.y == k.y }")
+    module = written(build_plan(ir, head_dim=16, tile=Tiling(16, 16)).cpu)
+    assert module._CPU_RULES.extents == ("cols",)
+    device = torch.device("cpu")
+    found = [
+        module._tile_table(module._CPU_RULES, 64, 64, 1, {"rows": 64 // c, "cols": c}, device)
+        for c in (32, 64, 32)
+    ]
+    assert found[0] is found[2]
+    assert found[0] is not found[1]
+    assert len(found[0].entries) < len(found[1].entries)
+    assert written(data_plan(PACKED, Tiling(16, 16)))._CPU_RULES.extents is None
+
+
+def test_kept_tables_in_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is built while a graph is captured; what it reads stays."""
+    module = written(data_plan(ex.compare("<=", K, Q), Tiling(16, 16)))
+    scope = module._tile_table.__globals__
+    rules, device = module._CPU_RULES, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="call the op once with these lengths"):
+        module._tile_table(rules, 50, 50, 1, {}, device)
+    table = module._Table(torch.zeros(1), torch.zeros(0), 1, 1)
+    scope["_TABLES"][(rules, 50, 50, device)] = table
+    assert module._tile_table(rules, 50, 50, 1, {}, device) is table
+    assert scope["_PINNED_TABLES"] == [table]

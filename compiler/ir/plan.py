@@ -56,7 +56,8 @@ class LoopPlan:
     ``form`` "table": the loop runs over a CSR row; an entry is ``kb * 8 + mask class``; the host
     builds the table from ``segments`` on the device once per lengths (count, scan, fill).
     ``form`` "data": the same table, a row for each batch, head and query tile as far as the data
-    tells them apart; the host builds it from ``segments`` and ``data`` (class 0 full, 1 partial).
+    tells them apart; the host builds it from ``segments`` and ``data`` (class 0 full, 1 partial),
+    at each call or, where the predicate reads extents at most, once per lengths and extents.
     ``masks[c - 1]`` is the residual predicate of mask class ``c``; class 0 is full.
     ``row_order``: "reversed" where isl proves that rows grow with ``qb``, "forward" where every row
     costs the same (or rows shrink), "sorted" otherwise: the host sorts rows by tile count, heavy

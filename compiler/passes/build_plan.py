@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
@@ -114,7 +115,11 @@ def _notes(
             " device once per lengths"
         )
     else:
-        notes.append("one table, built on the device from the data of the call")
+        assert forward.data is not None
+        given = {one.name for one in forward.block_mask.pattern.inputs}
+        waits = any(read.name in given for read in ex.reads(forward.data.predicate))
+        made = "from the data of the call" if waits else "once per lengths and extents"
+        notes.append(f"one table, built on the device {made}")
         notes += why
     notes.append(f"rows are launched {forward.row_order}")
     notes += [f"widened: {note}" for note in mask.widened]
