@@ -64,11 +64,13 @@ class _Stretch(NamedTuple):
 
     def of_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Pick the rows. Shape: ``[E, G, tiles, BQ, ...] -> [E, G, R, stack * BQ, ...]``."""
-        return x[:, :, self.rows].unflatten(2, (-1, self.stack)).flatten(3, 4)
+        tall: torch.Tensor = x[:, :, self.rows].unflatten(2, (-1, self.stack)).flatten(3, 4)
+        return tall
 
     def apart(self, x: torch.Tensor) -> torch.Tensor:
         """Cut tall rows. Shape: ``[E, G, R, stack * BQ, ...] -> [E, G, R * stack, BQ, ...]``."""
-        return x.unflatten(3, (self.stack, -1)).flatten(2, 3)
+        tiles: torch.Tensor = x.unflatten(3, (self.stack, -1)).flatten(2, 3)
+        return tiles
 
 
 class _Share(NamedTuple):

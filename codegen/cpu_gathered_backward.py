@@ -115,8 +115,10 @@ def _tile_gradients(
         keys = [x[on_k].flatten(0, 1) for x in (k, v)]
         lanes = _Keys4(*keys, *(x.new_zeros(x.shape) for x in keys))
         sizes = (len(k[on_k]), k[on_k].shape[1], -1)
-        asked = [x[on_q].unflatten(1, sizes[1:]).flatten(0, 1) for x in (q, grad_out, lse, less)]
-        rows = _Rows5(*asked, asked[0].new_zeros(asked[0].shape))
+        asked, changed, total, taken = (
+            x[on_q].unflatten(1, sizes[1:]).flatten(0, 1) for x in (q, grad_out, lse, less)
+        )
+        rows = _Rows5(asked, changed, total, taken, asked.new_zeros(asked.shape))
         place = _Place(share.h, share.b, nq, nk, data)
         for part in _stretches(plan, table, place, keys):
             _stretch_gradients(plan, part, place, scale, rows, lanes, learned)
