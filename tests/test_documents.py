@@ -6,8 +6,10 @@ import ast
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from attnc.cli import invoke
 from attnc.compiler.driver import load_text
@@ -84,13 +86,25 @@ def test_the_blocks_are_what_is_printed(
 def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
-    (block,) = (
-        b for b in markdown.blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-        if b.kind == "python"
-    )  # fmt: skip
-    scope: dict[str, object] = {}
-    exec(block.text, scope)
-    assert scope["out"].shape == (1, 12, 4096, 32)  # type: ignore[attr-defined]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, modules, decode = (b.text for b in markdown.blocks(text) if b.kind == "python")
+    scope: dict[str, Any] = {}
+    exec(first, scope)
+    assert scope["out"].shape == (1, 12, 4096, 32)
+    scope["x"] = torch.randn(2, 70, 512)
+    exec(modules, scope)
+    assert scope["y"].shape == (2, 70, 512)
+    cache = torch.randn(2, 12, 64, 32)
+    pages = cache.view(2, 12, 4, 16, 32).transpose(1, 2).reshape(8, 12, 16, 32)
+    scope |= {
+        "q": torch.randn(2, 12, 1, 32), "k_cache": cache, "v_cache": cache, "k_pages": pages,
+        "v_pages": pages, "lengths": torch.tensor([40, 64]),
+        "table": torch.arange(8, dtype=torch.int32).view(2, 4),
+    }  # fmt: skip
+    exec(decode.rsplit("\n", 2)[0], scope)
+    expected = scope["out"]
+    exec(decode, scope)  # its last line reads pages
+    torch.testing.assert_close(scope["out"], expected)
 
 
 @pytest.mark.parametrize("name", PROSE)
