@@ -15,6 +15,7 @@ import islpy as isl
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Progression
+from attnc.compiler.passes.families import SHIFT, families
 from attnc.compiler.passes.row_ends import Trial, ceil_div, ends, ends_of_basic, intervals, names_of
 
 MAX_MERGE = 8
@@ -101,10 +102,24 @@ def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
             if whole is not None:
                 return [(whole, tiles)]
         basics = _merge(basics, row.context, points, rows)
+    known = _by_families(basics, row.context)
     found: list[tuple[Progression, isl.Set]] = []
-    for basic in basics:
-        progression = fit(Row(basic, row.context))
+    for i, basic in enumerate(basics):
+        progression = known[i] if i in known else fit(Row(basic, row.context))
         found += [(progression, basic)] if progression is not None else _slices(basic, row.context)
+    return found
+
+
+def _by_families(parts: list[isl.Set], context: isl.Set) -> dict[int, Progression]:
+    """Return progressions for sets, by index, that are proved together with others like them."""
+    found: dict[int, Progression] = {}
+    for family in families(parts, context):
+        general = fit(Row(family.tiles, family.context))
+        if general is not None:
+            for i, shift in family.shifts.items():
+                at = {SHIFT: ex.Const(shift)}
+                base, count = (ex.substitute(e, at) for e in (general.base, general.count))
+                found[i] = replace(general, base=base, count=count)
     return found
 
 
