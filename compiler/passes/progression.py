@@ -1,6 +1,6 @@
 """Relation query tile -> key tiles  ->  progressions of key tiles, proved equal by isl.
 
-{ [qb] -> [kb] : 2 qb - 8 <= kb <= 2 qb - 7, kb >= 0 }  -->  max(0, 2*qb - 8) .. 2*qb - 7
+    { [qb] -> [kb] : 2 qb - 8 <= kb <= 2 qb - 7, kb >= 0 }  -->  max(0, 2*qb - 8) .. 2*qb - 7
 """
 
 from __future__ import annotations
