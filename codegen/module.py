@@ -19,7 +19,8 @@ from attnc import __version__
 from attnc.codegen.cpu import emit_cpu
 from attnc.codegen.data import emit_tiles, is_gathered, needs_table
 from attnc.codegen.host import emit_host
-from attnc.codegen.inputs import arguments_text, described, emit_inputs, signature
+from attnc.codegen.host_backward import emit_backward
+from attnc.codegen.inputs import argument, arguments_text, described, emit_inputs, signature
 from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.compiler.ir.pattern import Pattern
@@ -112,6 +113,7 @@ def emit_module(plan: Plan) -> str:
         ("Bounds of both executors", used_helpers(inputs + tiles + launch + executor)),
         ("Tiles of a call", tiles),
         ("GPU launch", launch),
+        ("GPU backward", emit_backward(plan) if plan.backward else _NO_GPU_BACKWARD),
         ("CPU executor", executor),
         ("Registration", registration),
     ]
@@ -170,6 +172,13 @@ try:
 except ImportError as _reason:
     _NO_TRITON = _reason
     triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
+'''
+
+
+_NO_GPU_BACKWARD = '''\
+def _gpu_backward(*arguments, needs):
+    """Refuse: the plan has no backward kernels."""
+    raise RuntimeError(f"{NAME}: this module was written without backward kernels for a GPU")
 '''
 
 
@@ -282,6 +291,12 @@ def _function(plan: Plan, function: str) -> str:
         f"{float(pattern.scale)!r} if scale is None else scale"
     )
     without = "lse -inf" if pattern.sink is None else "the sink as lse"
+    learned = [argument(i.name) for i in pattern.inputs if i.kind == "real" and i.dims]
+    gradients = textwrap.fill(
+        f"Gradients: first derivatives of out and lse for {', '.join(['q', 'k', 'v', *learned])}; "
+        "a query without keys gives 0.",
+        96, initial_indent=" " * 4, subsequent_indent=" " * 8,
+    )  # fmt: skip
     return f'''
 def {function}(
     q: torch.Tensor,
@@ -302,8 +317,8 @@ def {function}(
     Returns: out ``[B, {heads}, Q, {dv}]`` in the dtype of q, or ``(out, lse)``, lse
         ``[B, {heads}, Q]`` float32 (float64 beside float64). A query without keys has out 0 and
         {without}.
-    Raises: ValueError for a wrong shape, dtype, device, stride or scale; RuntimeError in a backward
-        pass, which this version does not generate.
+{gradients}
+    Raises: ValueError for a wrong shape, dtype, device, stride or scale.
     """
     out, lse = _call(q, k, v, {scale}{arguments_text(pattern)})
     return (out, lse) if return_lse else out

@@ -6,11 +6,15 @@ end of a module. Above them stand the names that the rest of a written module de
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 NAME = "causal"
 OP = "causal_0123456789ab"
@@ -44,6 +48,22 @@ def _gpu_forward(
 def _cpu_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    raise NotImplementedError("a written module defines this")
+
+
+def _cpu_backward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    grad_out: torch.Tensor, grad_lse: torch.Tensor | None, scale: float, *extra: Any,
+    needs: Sequence[bool],
+) -> tuple[Any, Any, Any, list[Any]]:
+    raise NotImplementedError("a written module defines this")
+
+
+def _gpu_backward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    grad_out: torch.Tensor, grad_lse: torch.Tensor | None, scale: float, *extra: Any,
+    needs: Sequence[bool],
+) -> tuple[Any, Any, Any, list[Any]]:
     raise NotImplementedError("a written module defines this")
 
 
@@ -184,63 +204,138 @@ def _fake(
     return _empty(q)
 
 
-_NO_BACKWARD = (
-    f"attnc: backward of {NAME} is not generated in this version; "
-    "call the op under torch.no_grad(), or detach q, k and v"
-)
+def _backward(
+    grad_out: torch.Tensor, grad_lse: torch.Tensor | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    scale: float, *extra: Any, needs: Sequence[bool],
+) -> list[torch.Tensor]:
+    """Return the gradients that ``needs`` asks for, of q, k, v and the tensors of the inputs."""
+    _check(q, k, v)
+    _check_pattern(q, k, *extra)
+    if grad_out.stride(3) != 1:
+        grad_out = grad_out.contiguous()
+    run = _cpu_backward if q.device.type == "cpu" else _gpu_backward
+    if q.device.type != "cpu" and _NO_TRITON is not None:
+        raise RuntimeError(f"{NAME}: a GPU needs triton, which did not load") from _NO_TRITON
+    *found, given = run(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs=needs)
+    grads = [x for x, need in zip((*found, *given), needs, strict=True) if need]
+    return [x.contiguous() for x in grads]
 
 
-class _Autograd(torch.autograd.Function):
-    """Lets a forward call accept tensors that require gradients; its backward raises.
+def _fake_backward(
+    grad_out: torch.Tensor, grad_lse: torch.Tensor | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    scale: float, *extra: Any, needs: Sequence[bool],
+) -> list[torch.Tensor]:
+    _check(q, k, v)
+    _check_pattern(q, k, *extra)
+    given = (q, k, v, *(extra[0] if extra else ()))
+    return [t.new_empty(t.shape) for t, need in zip(given, needs, strict=True) if need]
 
-    The refusal is an op of its own, so that torch.compile, which traces a backward beside every
-    forward, meets the error only where a backward really runs.
-    """
+
+class _Autograd(_SingleLevelFunction):
+    """The op with its derivative; ``rest`` is what the schema has behind the inputs."""
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float, extra: Any, *inputs: Any) -> Any:
-        ctx.save_for_backward(q, k, v)
-        ctx.inputs = len(inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _op(q, k, v, scale, *extra)
+    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float, rest: Any, *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.scale, ctx.rest = scale, rest
+        with _below_autograd():
+            out, lse = _op(q, k, v, scale, *_extra(inputs, rest))
+        ctx.save_for_backward(q, k, v, out, lse, *inputs)
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Any, grad_lse: Any) -> Any:
-        grads = _backward_op(grad_out, grad_lse, *ctx.saved_tensors)
-        return *grads, None, None, *[None] * ctx.inputs
+        needs = [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[5:]]
+        if grad_out is None and grad_lse is None:
+            return (None,) * (len(needs) + 2)
+        q, k, v, out, lse, *inputs = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        grads = iter(_backward_op(
+            grad_out, grad_lse, q, k, v, out, lse, ctx.scale, *_extra(inputs, ctx.rest), needs=needs
+        ))
+        dq, dk, dv, *given = (next(grads) if need else None for need in needs)
+        return dq, dk, dv, None, None, *given
+
+
+class _Once(_SingleLevelFunction):
+    """The backward as a function of its arguments, whose own derivative is not generated."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, rest: Any, needs: Any, *tensors: Any) -> Any:
+        extra = _extra(tensors[7:], rest)
+        with _below_autograd():
+            return tuple(_backward_op(*tensors[:7], scale, *extra, needs=needs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"attnc: {NAME} has first derivatives only; its backward cannot be differentiated"
+        )
+
+
+def _extra(inputs: Sequence[Any], rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what the schema has behind scale: nothing, or the inputs and the numbers."""
+    return (list(inputs), *rest) if rest else ()
+
+
+@contextlib.contextmanager
+def _below_autograd() -> Iterator[None]:
+    """Leave the autograd of this level; outer transforms of ``torch.func`` go on recording."""
+    with contextlib.ExitStack() as stack:
+        if torch._C._are_functorch_transforms_active():
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        yield
+
+
+def _with_grad(function: Any, arguments: tuple[Any, ...], tensors: tuple[Any, ...]) -> Any:
+    """Apply an autograd function; under ``torch.func``, at the transform that asks for it."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments, *tensors)
+    with enable_single_level_autograd_function():
+        return function.apply(*arguments, *tensors)
 
 
 def _autograd(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
 ) -> Any:
-    inputs = [t for part in extra for t in part if isinstance(t, torch.Tensor)]
-    tensors = (q, k, v, *inputs)
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise RuntimeError(f"attnc: forward-mode derivatives of {NAME} are not generated")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        if torch._C._are_functorch_transforms_active():
-            raise RuntimeError(_NO_BACKWARD)
-        apply: Any = _Autograd.apply
-        return apply(q, k, v, scale, extra, *inputs)
+    inputs = extra[0] if extra else ()
+    if _differentiates((q, k, v, *inputs)):
+        return _with_grad(_Autograd, (q, k, v, scale, extra[1:]), tuple(inputs))
     with torch._C._AutoDispatchBelowAutograd():
         return _op(q, k, v, scale, *extra)
 
 
-def _backward(*arguments: Any) -> Any:
-    raise RuntimeError(_NO_BACKWARD)
+def _autograd_of_backward(*arguments: Any, needs: Any) -> Any:
+    tensors, (scale, *extra) = arguments[:7], arguments[7:]
+    given = (*tensors, *(extra[0] if extra else ()))
+    if _differentiates(given):
+        return list(_with_grad(_Once, (scale, tuple(extra[1:]), needs), given))
+    with torch._C._AutoDispatchBelowAutograd():
+        return _backward_op(*arguments, needs=needs)
 
 
-def _fake_backward(grad_out: Any, grad_lse: Any, q: Any, k: Any, v: Any) -> Any:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+def _differentiates(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a call is recorded for a backward; forward-mode derivatives are refused."""
+    given = [t for t in tensors if t is not None]
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in given
+    ):
+        raise RuntimeError(f"attnc: forward-mode derivatives of {NAME} are not generated")
+    return torch.is_grad_enabled() and any(t.requires_grad for t in given)
+
+
+_BELOW_AUTOCAST = torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCPU
+) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
 def _autocast(device_type: str) -> Any:
     """Return the autocast rule: cast to the autocast dtype as SDPA does, float64 excepted."""
-    below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-        torch._C.DispatchKey.AutocastCUDA
-    )
 
     def rule(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *extra: Any
@@ -250,29 +345,56 @@ def _autocast(device_type: str) -> Any:
             t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
             for t in (q, k, v)
         ]
-        with torch._C._ExcludeDispatchKeyGuard(below):
+        with torch._C._ExcludeDispatchKeyGuard(_BELOW_AUTOCAST):
             return _op(*cast, scale, *extra)
 
     return rule
 
 
+def _autocast_of_backward(*arguments: Any, needs: Any) -> Any:
+    """Run a backward that was called under autocast in the dtypes of its forward."""
+    with torch._C._ExcludeDispatchKeyGuard(_BELOW_AUTOCAST):
+        return _backward_op(*arguments, needs=needs)
+
+
 def _vmap(info: Any, in_dims: Any, q: Any, k: Any, v: Any, scale: float, *extra: Any) -> Any:
     """Fold the mapped dimension into the batch; inputs of the pattern are shared by all of it."""
-    if any(dim is not None for dims in in_dims[4:] for dim in dims or ()):
+    _inputs_not_mapped(in_dims[4:])
+    folded = [_fold(info, t, dim, 4) for t, dim in zip((q, k, v), in_dims, strict=False)]
+    out, lse = _op(*folded, scale, *extra)
+    sizes = (info.batch_size, out.shape[0] // info.batch_size)
+    return (out.unflatten(0, sizes), lse.unflatten(0, sizes)), (0, 0)
+
+
+def _vmap_of_backward(info: Any, in_dims: Any, *arguments: Any, needs: Any) -> Any:
+    _inputs_not_mapped(in_dims[8:])
+    if any(needs[3:]):
+        raise ValueError(
+            f"{NAME}: vmap maps gradients of q, k and v only; an input is shared by all that is "
+            "mapped, so call the op once for each"
+        )
+    ranks = (4, 3, 4, 4, 4, 4, 3)  # of grad_out, grad_lse, q, k, v, out, lse
+    folded = [
+        None if t is None else _fold(info, t, dim, rank)
+        for t, dim, rank in zip(arguments, in_dims, ranks, strict=False)
+    ]
+    grads = _backward_op(*folded, *arguments[7:], needs=needs)
+    copies = info.batch_size
+    return [x.unflatten(0, (copies, len(x) // copies)) for x in grads], [0] * len(grads)
+
+
+def _inputs_not_mapped(in_dims: Any) -> None:
+    if any(dim is not None for dims in in_dims for dim in dims or ()):
         raise ValueError(
             f"{NAME}: vmap maps q, k and v only; give inputs a batch dimension and call the op once"
         )
 
-    def fold(t: torch.Tensor, dim: int | None) -> torch.Tensor:
-        mapped = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-        if mapped.dim() != 5:
-            raise ValueError(f"{NAME}: under vmap q, k and v must have 4 dimensions each")
-        return mapped.flatten(0, 1)
 
-    folded = [fold(t, dim) for t, dim in zip((q, k, v), in_dims, strict=False)]
-    out, lse = _op(*folded, scale, *extra)
-    sizes = (info.batch_size, out.shape[0] // info.batch_size)
-    return (out.unflatten(0, sizes), lse.unflatten(0, sizes)), (0, 0)
+def _fold(info: Any, t: torch.Tensor, dim: int | None, rank: int) -> torch.Tensor:
+    mapped = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+    if mapped.dim() != rank + 1:
+        raise ValueError(f"{NAME}: under vmap q, k and v must have 4 dimensions each")
+    return mapped.flatten(0, 1)
 
 
 def _register() -> tuple[Any, Any]:
@@ -288,8 +410,8 @@ def _register() -> tuple[Any, Any]:
             tags=tags,
         )
         library.define(
-            f"{OP}_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v)"
-            " -> (Tensor, Tensor, Tensor)",
+            f"{OP}_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+            f"Tensor out, Tensor lse, float scale{_EXTRA}, *, bool[] needs) -> Tensor[]",
             tags=tags,
         )
         library.impl(OP, _forward, "CPU")
@@ -297,10 +419,15 @@ def _register() -> tuple[Any, Any]:
         library.impl(OP, _autograd, "Autograd")
         library.impl(OP, _autocast("cpu"), "AutocastCPU")
         library.impl(OP, _autocast("cuda"), "AutocastCUDA")
-        library.impl(f"{OP}_backward", _backward, "CompositeExplicitAutograd")
+        for key, rule in (
+            ("CPU", _backward), ("CUDA", _backward), ("Autograd", _autograd_of_backward),
+            ("AutocastCPU", _autocast_of_backward), ("AutocastCUDA", _autocast_of_backward),
+        ):
+            library.impl(f"{OP}_backward", rule, key)
         torch.library.register_fake(qualified, _fake, lib=library)
         torch.library.register_fake(backward, _fake_backward, lib=library)
         torch.library.register_vmap(qualified, _vmap, lib=library)
+        torch.library.register_vmap(backward, _vmap_of_backward, lib=library)
     packets = torch.ops.attnc
     return getattr(packets, OP).default, getattr(packets, f"{OP}_backward").default
 

@@ -101,4 +101,4 @@ def assert_gradients_within(found: Sequence[Tensor | None], call: Backward) -> N
 
 
 def _largest(values: Tensor) -> float:
-    return float(values.abs().max()) if values.numel() else 0.0
+    return float(values.detach().abs().max()) if values.numel() else 0.0

@@ -190,42 +190,6 @@ def test_the_gpu_kernel_fixes_the_dtype(compiled: Any) -> None:
         assert compiled(WINDOW)(q.half(), q.half(), q.half()).dtype == torch.float16
 
 
-# ------------------------------------------------------------------------------- derivatives
-
-
-def test_forward_takes_tensors_that_require_gradients_and_backward_raises(compiled: Any) -> None:
-    q, k, v = inputs()
-    expected = compiled(WINDOW)(q, k, v)
-    out = compiled(WINDOW)(q.requires_grad_(), k, v)
-    assert torch.equal(out.detach(), expected)
-    assert out.requires_grad
-    with pytest.raises(RuntimeError, match="backward of near is not generated in this version"):
-        out.sum().backward()
-    assert q.grad is None
-    with torch.no_grad():
-        assert not compiled(WINDOW)(q, k, v).requires_grad
-
-
-def test_a_compiled_forward_runs_and_its_backward_raises(compiled: Any) -> None:
-    q, k, v = inputs()
-    step = torch.compile(compiled(WINDOW), fullgraph=True, backend="aot_eager")
-    out = step(q.requires_grad_(), k, v)
-    with pytest.raises(RuntimeError, match="backward of near is not generated"):
-        out.sum().backward()
-
-
-def test_function_transforms_that_need_derivatives_raise(compiled: Any) -> None:
-    q, k, v = inputs()
-
-    def loss(t: torch.Tensor) -> Any:
-        return compiled(WINDOW)(t, k, v).sum()
-
-    with pytest.raises(RuntimeError, match="backward of near is not generated"):
-        torch.func.grad(loss)(q)
-    with pytest.raises(RuntimeError, match="forward-mode derivatives of near"):
-        torch.func.jvp(loss, (q,), (q,))
-
-
 # ------------------------------------------------------------------------ what torch asks for
 
 
