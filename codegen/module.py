@@ -106,14 +106,15 @@ def emit_module(plan: Plan) -> str:
     executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
     inputs = emit_inputs(plan.pattern)
     tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
+    backward = emit_backward(plan) if plan.backward else _NO_GPU_BACKWARD
     sections = [
         ("Checks", checks),
         ("Arguments of the pattern", inputs),
         ("GPU kernel", emit_kernel(plan.forward)),
-        ("Bounds of both executors", used_helpers(inputs + tiles + launch + executor)),
+        ("Bounds of both executors", used_helpers(inputs + tiles + launch + backward + executor)),
         ("Tiles of a call", tiles),
         ("GPU launch", launch),
-        ("GPU backward", emit_backward(plan) if plan.backward else _NO_GPU_BACKWARD),
+        ("GPU backward", backward),
         ("CPU executor", executor),
         ("Registration", registration),
     ]

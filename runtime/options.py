@@ -39,7 +39,7 @@ class Options:
 
         return build_plan(
             pattern, head_dim=self.head_dim, value_dim=self.value_dim, dtype=self.dtype,
-            target=self.target, tile=self.tile, cpu_tile=self.cpu_tile,
+            target=self.target, tile=self.tile, cpu_tile=self.cpu_tile, backward=True,
         )
 
 

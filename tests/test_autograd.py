@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import attnc
+from attnc.compiler.passes.build_plan import build_plan
+from attnc.runtime.build import load_module, write_module
 from attnc.runtime.reference_gradients import Backward, assert_gradients_within
+from tests.kernels import skip_without_interpreter
 from tests.test_data_op import TEXTS as DATA_TEXTS
 from tests.test_data_op import inputs_of
 
@@ -431,8 +435,30 @@ def test_meta_tensors_have_gradients(compiled: Any) -> None:
     assert [t.grad.shape for t in tensors if t.grad is not None] == [t.shape for t in tensors]
 
 
-def test_what_has_no_backward_says_so(compiled: Any) -> None:
-    """Never a gradient from elsewhere: a module without kernels for a device refuses it."""
-    names = compiled("near")._function.__globals__
+@pytest.mark.parametrize("name", ["near", "heads", "documents", "phase", "alibi", "sink"])
+def test_kernels_of_modules_run_interpreted(compiled: Any, name: str) -> None:
+    """What runs on a GPU gives the gradients of the CPU executor."""
+    skip_without_interpreter()
+    given = {n: x.requires_grad_() if _is_real(x) else x for n, x in inputs_of(name, 40).items()}
+    op, _, arguments = registered(compiled(name), 40, torch.float32, **given)
+    names = compiled(name)._function.__globals__
+    q, k, v, scale, *extra = arguments
+    with torch.no_grad():
+        out, lse = op(*arguments)
+        saved = (q, k, v, out, lse, torch.randn_like(out), torch.randn_like(lse), scale)
+        needs = [True, True, True, *(_is_real(x) for x in (extra[0] if extra else ()))]
+        *expected, learned = names["_cpu_backward"](*saved, *extra, needs=needs)
+        *found, found_learned = names["_gpu_backward"](*saved, *extra, needs=needs)
+    for a, b in zip((*found, *found_learned), (*expected, *learned), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_plan_without_kernels_has_no_backward(tmp_path: Path) -> None:
+    """On a GPU nothing else takes their place: it raises."""
+    plan = build_plan(attnc.parse(TEXTS["near"]).ir, head_dim=16)
+    assert plan.backward is None
+    module = load_module(write_module(plan, tmp_path))
     with pytest.raises(RuntimeError, match="near: this module was written without backward kernel"):
-        names["_gpu_backward"](needs=(True, True, True))
+        module._gpu_backward(needs=(True, True, True))
