@@ -89,8 +89,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "video_ccam_assumed": ({"num_query": 40, "frames": 4, "per_frame": 9}, {}),
     "videofactory_swap_assumed": ({"canvas": [2, 4, 6], "window": [1, 2, 3]}, {}),
 }  # fmt: skip
-ELSEWHERE = {"softcap", "interleaved_layers", "radial_blocks"}
-"""A function, a choice of masks that are here, and a mask of blocks that `radial` has."""
+ELSEWHERE = {"softcap", "interleaved_layers", "radial_blocks", "mqa", "gqa", "sqa"}
+"""A function, masks that are here by another name, and a mask of blocks that `radial` has."""
 
 
 def test_every_pattern_has_a_kernel_that_ran() -> None:
