@@ -76,10 +76,10 @@ def test_published(case: str, pattern: str, params: dict[str, Any]) -> None:
     expected = published(case)
     found = adapter.dense(pattern, params)
     assert found.shape == expected.shape
-    if expected.dtype.kind == "f":
-        assert np.allclose(found, expected, rtol=1e-13, atol=0), np.abs(found - expected).max()
+    assert found.dtype.kind == expected.dtype.kind
+    if pattern == "ppma_bias":  # sums of costs, whose order is not published
+        np.testing.assert_array_max_ulp(found, expected, maxulp=4)
     else:
-        assert found.dtype.kind == expected.dtype.kind
         assert np.array_equal(found, expected)
 
 
@@ -91,7 +91,10 @@ def test_published_from_the_ir(case: str, pattern: str, params: dict[str, Any]) 
     expected = published(case)
     found = adapter.dense_ir(pattern, params)
     assert found.shape == expected.shape
-    assert np.allclose(found, expected, rtol=1e-13, atol=0)
+    if expected.dtype.kind == "f":  # the IR folds constants, each to the nearest float64
+        np.testing.assert_array_max_ulp(found.astype(np.float64), expected, maxulp=4)
+    else:
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("case", GNA["rejected"], ids=[c["tag"] for c in GNA["rejected"]])
