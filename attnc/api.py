@@ -402,6 +402,7 @@ def compile(
     target: str | None = None,
     tile: AnyTileLike | None = None,
     cpu_tile: TileLike | None = None,
+    align: str = "top-left",
     folder: str | Path | None = None,
     cache: bool = True,
 ) -> Op:
@@ -418,6 +419,10 @@ def compile(
             that has no spills: a pattern of many pieces may want a smaller one. On a grid of known
             extents ``tile`` may be boxes, ``((4, 4, 8), (4, 4, 8))``, or "boxes" for the best ones:
             the GPU kernel walks these.
+        align: where queries stand if there are fewer or more of them than keys: query i at
+            position i ("top-left"), or at ``i + K - Q`` ("bottom-right"), as the last tokens of
+            the keys' sequence. Queries in front of that sequence see nothing, and inputs are as
+            long as it. A decode step always has its queries at the end.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,
@@ -436,7 +441,7 @@ def compile(
 
     chosen = options(
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
-        cpu_tile=cpu_tile,
+        cpu_tile=cpu_tile, align=align,
     )
     op = compile_pattern(p.ir, chosen, folder=folder, keep=cache)
     op.pattern = p

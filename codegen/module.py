@@ -204,6 +204,8 @@ def _header(plan: Plan, digest: str) -> str:
         ("CPU", _cpu_line(plan.cpu)),
         ("plan", digest),
     ]
+    if pattern.align != "top-left":
+        rows.insert(3, ("alignment", f"{pattern.align}: query i stands at i + K - Q"))
     width = max(len(label) for label, _ in rows) + 2
     table = "\n".join(
         textwrap.fill(

@@ -48,6 +48,15 @@ PLAN_CODES: tuple[Code, ...] = (
         "pattern p = { q -> k : 4 * q + k < 64 }",
     ),
     Code(
+        "ATT0411", "an alignment of different spaces",
+        "The pattern has its queries in another space than its keys, and its queries were asked to "
+        "be the last tokens of the keys' sequence.",
+        "An alignment moves positions along one sequence. Between two spaces the pattern itself "
+        "says where a query stands.",
+        "attnc emit agent_collect --align bottom-right",
+        "attnc emit agent_collect",
+    ),
+    Code(
         "ATT0503", "no such file and no such zoo pattern",
         "The argument names neither a file nor a pattern of the library.",
         "A file ends in `.attn`; other words are looked up in the zoo.",

@@ -13,6 +13,7 @@ from attnc import __version__
 from attnc.codegen import module as emitted
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Plan
+from attnc.compiler.passes.align import aligned
 from attnc.runtime import build
 from attnc.runtime import cache as disk
 from attnc.runtime.options import Options
@@ -43,6 +44,7 @@ class Op:
         self.name = pattern.name
         self.pattern: Any = pattern
         self._ir = pattern
+        self._aligned = aligned(pattern, options.align)
         self.source = source
         self.path = Path(str(module.__file__))
         self.options = options
@@ -64,7 +66,7 @@ class Op:
     @cached_property
     def plan(self) -> Plan:
         """The kernel plan; made again when the module came from the cache."""
-        return self.options.plan(self._ir)
+        return self.options.plan(self._aligned)
 
     @cached_property
     def decode(self) -> Callable[..., Any]:
@@ -116,9 +118,10 @@ def compile_pattern(
     With ``folder`` the module is also written there, and loaded from there.
     """
     plans: list[Plan] = []
+    ir = aligned(pattern, chosen.align)
 
     def make() -> str:
-        plans.append(chosen.plan(pattern))
+        plans.append(chosen.plan(ir))
         return emitted.emit_module(plans[0])
 
     name = emitted.module_name(pattern)

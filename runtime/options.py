@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
-from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.pattern import Align, Pattern
 from attnc.compiler.ir.plan import TARGETS, Plan, Target
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -32,6 +32,7 @@ class Options:
     target: Target
     tile: Tiling | BoxTiling | Literal["boxes"] | None
     cpu_tile: Tiling | None
+    align: Align = "top-left"
 
     def plan(self, pattern: Pattern) -> Plan:
         """Decide everything about the kernels of a pattern."""
@@ -51,6 +52,7 @@ def options(
     target: str | None,
     tile: AnyTileLike | None,
     cpu_tile: TileLike | None,
+    align: str = "top-left",
 ) -> Options:
     """Check the options of a compilation and fill in what was left out.
 
@@ -65,6 +67,9 @@ def options(
     if chosen not in TARGETS:
         known = ", ".join(get_args(Target))
         raise ValueError(f"target must be one of {known}, got {chosen!r}")
+    if align not in get_args(Align):
+        known = ", ".join(map(repr, get_args(Align)))
+        raise ValueError(f"align must be one of {known}, got {align!r}")
     return Options(
         head_dim=head_dim,
         value_dim=head_dim if value_dim is None else value_dim,
@@ -72,6 +77,7 @@ def options(
         target=chosen,
         tile=None if tile is None else "boxes" if tile == "boxes" else as_any_tiling(tile),
         cpu_tile=None if cpu_tile is None else as_tiling(cpu_tile, "cpu_tile"),
+        align=cast(Align, align),
     )
 
 

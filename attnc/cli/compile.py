@@ -45,6 +45,7 @@ def command(
     value_dim: int | None,
     dtype: str,
     tile: object,
+    align: str,
     heads: int | None,
     layer: int | None,
     output: Path,
@@ -53,7 +54,7 @@ def command(
     as_json: bool,
 ) -> int | None:
     """Write FILE (a path, or a zoo name) as a Python module that needs only torch and triton."""
-    from attnc.cli.inputs import check_heads, load_pattern
+    from attnc.cli.inputs import align_pattern, check_heads, load_pattern
     from attnc.cli.planning import (
         artifact_facts,
         clean_tile,
@@ -63,7 +64,7 @@ def command(
     )
 
     chosen = {} if layer is None else {"layer": layer}
-    pattern = load_pattern(file, pattern_name, {**defines, **chosen})
+    pattern = align_pattern(load_pattern(file, pattern_name, {**defines, **chosen}), align)
     check_heads(pattern, heads)
     dropped: tuple[str, ...] = ()
     if lint and tile is None:

@@ -51,6 +51,7 @@ def command(
     value_dim: int | None,
     dtype: str,
     tile: object,
+    align: str,
     heads: int | None,
     inputs: dict[str, object],
     shape: OpenShape | None,
@@ -65,7 +66,7 @@ def command(
     ptx and sass: machine code by ahead-of-time compilation, which needs triton and no GPU.
     With lengths (--shape) or inputs (-I), the blocks are counted as well.
     """
-    from attnc.cli.inputs import check_heads, load_any
+    from attnc.cli.inputs import align_pattern, check_heads, load_any
     from attnc.cli.terminal import show_diagnostics
     from attnc.compiler.ir.gridmask import BoxTiling
 
@@ -87,7 +88,7 @@ def command(
     else:
         loaded = load_any(file, pattern_name, {**defines, **inputs})
         loaded = loaded if layer is None else loaded.at_layer(layer)
-        pattern = loaded.ir
+        pattern = align_pattern(loaded.ir, align)
         show_diagnostics(pattern.warnings)
         check_heads(pattern, heads)
         if stage == "pattern":

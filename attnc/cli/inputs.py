@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from attnc.cli.terminal import show_diagnostics
 from attnc.dsl.diagnostics import CompileError, Diagnostic
@@ -25,6 +25,13 @@ def load_pattern(file: str, pattern_name: str | None, defines: Mapping[str, obje
     pattern = load_any(file, pattern_name, defines).ir
     show_diagnostics(pattern.warnings)
     return pattern
+
+
+def align_pattern(pattern: Pattern, align: str) -> Pattern:
+    """Put the queries where ``--align`` says."""
+    from attnc.compiler.passes.align import aligned
+
+    return aligned(pattern, cast(Any, align))
 
 
 def load_any(file: str, pattern_name: str | None, given: Mapping[str, object]) -> Loaded:

@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TARGET_NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
+ALIGNMENTS = ("top-left", "bottom-right")
 LENGTH_MAX = 2**30
 
 
@@ -263,6 +264,9 @@ def shape_option(help_text: str) -> Callable[[F], F]:
 def plan_options(command: F) -> F:
     """Add the flags that decide what is generated."""
     for decorate in (
+        click.option("--align", type=click.Choice(ALIGNMENTS), default="top-left",
+                     show_default=True, help="Where queries stand if there are fewer or more of "
+                     "them than keys: query i at i, or so that the last one is at the last key."),
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
                      help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
                      "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),

@@ -7,7 +7,7 @@ Sides broadcast as in NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attnc.compiler.ir import expr as ex
@@ -106,6 +106,26 @@ def walk(expr: ArrayExpr) -> Iterator[ArrayExpr]:
     yield expr
     for child in children(expr):
         yield from walk(child)
+
+
+def substitute(expr: ArrayExpr, lengths: Mapping[str, ex.IntExpr]) -> ArrayExpr:
+    """Put expressions in the place of lengths; a count of blocks keeps its rows and columns."""
+    match expr:
+        case ArrayNumber(part):
+            return ArrayNumber(ex.substitute(part, lengths))
+        case ArrayOp(op, parts):
+            return ArrayOp(op, tuple(substitute(part, lengths) for part in parts))
+        case ArrayCall(function, args):
+            return ArrayCall(function, tuple(substitute(arg, lengths) for arg in args))
+        case BlockCount():
+            return replace(
+                expr,
+                predicate=ex.substitute(expr.predicate, lengths),
+                nq=ex.substitute(expr.nq, lengths),
+                nk=ex.substitute(expr.nk, lengths),
+            )
+        case ArrayInput() | ArrayConst():
+            return expr
 
 
 def needs(expr: ArrayExpr) -> frozenset[str]:

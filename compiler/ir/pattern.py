@@ -61,6 +61,10 @@ class Complement:
     part: Node
 
 
+Align = Literal["top-left", "bottom-right"]
+"""Where query i stands among the keys when lengths differ: at i, or at i + nk - nq."""
+
+
 Node: TypeAlias = Where | Union | Intersection | Difference | Complement
 
 
@@ -127,6 +131,8 @@ class Pattern:
     speaks of flat positions all the same. ``extents`` names the symbolic extents, numbers an op
     takes at the call. ``score`` is what the softmax runs over (None: the scaled product),
     ``sink`` a logit beside the keys, ``scale`` the factor of the product (None: 1 / sqrt(D)).
+    ``align`` says how ``body``, scores and inputs were rewritten (``passes/align.py``): where the
+    language leaves it open, query i stands at position i.
     ``warnings`` are the diagnostics found while lowering; they take no part in comparisons.
     """
 
@@ -141,6 +147,7 @@ class Pattern:
     score: RealExpr | None = None
     sink: RealExpr | None = None
     scale: Fraction | None = None
+    align: Align = "top-left"
     params: tuple[tuple[str, str], ...] = ()
     source_text: str = field(default="", compare=False)
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -106,7 +106,8 @@ def _pattern(lines: list[str]) -> pat.Pattern:
         word, _, rest = line.strip().partition(" ")
         facts.setdefault(word, []).append(rest)
     unknown = facts.keys() - {
-        "queries", "keys", "extent", "input", "param", "score", "sink", "scale", "keep",
+        "queries", "keys", "extent", "input", "param", "score", "sink", "scale", "align",
+        "keep",
     }  # fmt: skip
     if unknown:
         raise ValueError(f"not a line of a pattern: {sorted(unknown)}")
@@ -129,6 +130,7 @@ def _pattern(lines: list[str]) -> pat.Pattern:
         score=None if scores is None else score(scores),
         sink=None if sink is None else score(sink),
         scale=None if scale is None else Fraction(scale),
+        align="bottom-right" if only("align") == "bottom-right" else "top-left",
         params=tuple((name, value) for name, _, value in split),
     )
 

@@ -40,6 +40,7 @@ def _pattern(pattern: pat.Pattern) -> list[str]:
     lines += [f"  score {sc.show(pattern.score)}"] if pattern.score is not None else []
     lines += [f"  sink {sc.show(pattern.sink)}"] if pattern.sink is not None else []
     lines += [f"  scale {pattern.scale}"] if pattern.scale is not None else []
+    lines += [f"  align {pattern.align}"] if pattern.align != "top-left" else []
     return [*lines, f"  keep {show_node(pattern.body, pattern.heads is not None)}"]
 
 

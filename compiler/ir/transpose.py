@@ -8,7 +8,6 @@ Doing it twice changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from attnc.compiler.ir import arrays as ar
@@ -41,26 +40,8 @@ def transposed_score(score: RealExpr) -> RealExpr:
 
 
 def transposed_formula(formula: ArrayExpr) -> ArrayExpr:
-    """Rewrite the formula of an input for exchanged lengths: its value stays the same.
-
-    A count of blocks keeps its own rows and columns; only the names of the lengths change.
-    """
-    match formula:
-        case ar.ArrayNumber(part):
-            return ar.ArrayNumber(ex.substitute(part, _LENGTHS))
-        case ar.ArrayOp(op, parts):
-            return ar.ArrayOp(op, tuple(map(transposed_formula, parts)))
-        case ar.ArrayCall(function, args):
-            return ar.ArrayCall(function, tuple(map(transposed_formula, args)))
-        case ar.BlockCount():
-            return replace(
-                formula,
-                predicate=ex.substitute(formula.predicate, _LENGTHS),
-                nq=ex.substitute(formula.nq, _LENGTHS),
-                nk=ex.substitute(formula.nk, _LENGTHS),
-            )
-        case ar.ArrayInput() | ar.ArrayConst():
-            return formula
+    """Rewrite the formula of an input for exchanged lengths: its value stays the same."""
+    return ar.substitute(formula, _LENGTHS)
 
 
 def _values(names: frozenset[str]) -> dict[str, ex.IntExpr]:
