@@ -17,7 +17,7 @@ from typing import Any
 
 from attnc import __version__
 from attnc.codegen.cpu import emit_cpu
-from attnc.codegen.data import emit_tiles, is_gathered, needs_table
+from attnc.codegen.data import emit_tiles, is_gathered, needs_table, pasted
 from attnc.codegen.host import emit_host
 from attnc.codegen.host_backward import emit_backward
 from attnc.codegen.inputs import argument, arguments_text, described, emit_inputs, signature
@@ -149,7 +149,7 @@ def used_helpers(text: str) -> str:
 
 
 def contract() -> tuple[str, str]:
-    """Return the two parts of ``op_contract.py`` that are pasted: checks, registration."""
+    """Return what is pasted of the contract of an op: checks, registration."""
     text = Path(__file__).with_name("op_contract.py").read_text(encoding="utf-8")
     parts = re.split(r"^# --- cut: \w+ ---\n", text, flags=re.MULTILINE)
     if len(parts) != 3:
@@ -159,7 +159,9 @@ def contract() -> tuple[str, str]:
         for node in ast.parse(parts[0]).body
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
-    return "\n".join([*imports, "", parts[1].strip(), ""]), parts[2].strip() + "\n"
+    more, registration = pasted("op_registration.py")
+    checks = "\n".join([*imports, "", parts[1].strip(), ""])
+    return checks, f"{more}\n\n\n{parts[2].strip()}\n\n\n{registration}\n"
 
 
 GUARDED_TRITON = '''\
