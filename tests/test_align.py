@@ -21,8 +21,8 @@ from attnc.compiler.passes.align import aligned
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.dsl.diagnostics import CompileError
 from attnc.runtime.reference import error_bound, reference, terms
+from attnc.runtime.reference_gradients import Backward, assert_gradients_within
 from tests import test_zoo as zoo
-from tests.gradients import Dense
 from tests.kernels import skip_without_interpreter
 
 LENGTHS = [(1, 1), (7, 7), (5, 9), (9, 5), (1, 40), (33, 50), (50, 20)]
@@ -97,7 +97,9 @@ def test_one_op_for_many_lengths(text: str) -> None:
         leaves = [x.requires_grad_() for x in (q, k, v)]
         grad_out = random(*out.shape, seed=3)
         found = torch.autograd.grad(op(*leaves), leaves, grad_out)
-        Dense(mask=mask, scale=0.25).check(found, *(x.detach() for x in leaves), grad_out)
+        assert_gradients_within(
+            found, Backward(pattern=mask, q=q, k=k, v=v, grad_out=grad_out)
+        )
 
 
 def test_compiled_whole_for_many_lengths() -> None:
@@ -134,7 +136,7 @@ def test_kernels(text: str, nq: int, nk: int) -> None:
     *found, _ = module["_gpu_backward"](
         q, k, v, out, lse, grad_out, None, 0.25, needs=[True] * 3
     )
-    Dense(mask=given.mask, scale=0.25).check(found, q, k, v, grad_out)
+    assert_gradients_within(found, Backward(pattern=given.mask, q=q, k=k, v=v, grad_out=grad_out))
 
 
 def test_a_decode_step_is_not_moved_twice() -> None:

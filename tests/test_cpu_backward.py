@@ -16,7 +16,7 @@ from attnc.compiler.ir.plan import CpuPlan
 from attnc.compiler.passes.classify import classify
 from attnc.compiler.passes.strips import strips
 from attnc.dsl.diagnostics import CompileError
-from tests.gradients import Dense
+from attnc.runtime.reference_gradients import Backward, assert_gradients_within
 from tests.strategies import patterns
 from tests.test_cpu_executor import LENGTHS, NAMED, TILE, inputs, plan_of, written
 
@@ -32,14 +32,23 @@ def backward(
     return module._cpu_backward(q, k, v, out, lse, grad_out, grad_lse, 0.3, needs=needs)
 
 
+def assert_within(
+    found: Any, plan: CpuPlan, q: Any, k: Any, v: Any, grad_out: Any, grad_lse: Any = None
+) -> None:
+    assert_gradients_within(found, Backward(
+        pattern=plan.block_mask.pattern, q=q, k=k, v=v, grad_out=grad_out, grad_lse=grad_lse,
+        scale=0.3,
+    ))  # fmt: skip
+
+
 def check(plan: CpuPlan, nq: int, nk: int, *, with_lse: bool = False, **shape: Any) -> None:
-    q, k, v, mask = inputs(plan, nq, nk, **shape)
+    q, k, v, _ = inputs(plan, nq, nk, **shape)
     grad_out = torch.randn(*q.shape[:3], v.shape[3]).to(q.dtype)
     grad_lse = torch.randn(q.shape[:3]) if with_lse else None
     *found, rest = backward(plan, q, k, v, grad_out, grad_lse)
     assert rest == []
     assert all(x.dtype == q.dtype and x.is_contiguous() for x in found)
-    Dense(mask=mask, scale=0.3).check(found, q, k, v, grad_out, grad_lse)
+    assert_within(found, plan, q, k, v, grad_out, grad_lse)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -102,7 +111,7 @@ def test_shared_key_heads(heads: int, kv: int) -> None:
 def test_strides() -> None:
     """Views of [B, N, H, D], slices, expanded batches and heads, an expanded gradient."""
     plan = plan_of(NAMED["sink_window"])
-    q, k, v, mask = inputs(plan, 150, 150, kv=4)
+    q, k, v, _ = inputs(plan, 150, 150, kv=4)
     grad_out = torch.randn(2, 4, 150, 16)
     forms = [
         [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, grad_out)],
@@ -114,7 +123,7 @@ def test_strides() -> None:
     for form in forms:
         before = [x.clone() for x in form]
         *found, _ = backward(plan, *form)
-        Dense(mask=mask, scale=0.3).check(found, *form)
+        assert_within(found, plan, *form)
         assert all(torch.equal(a, b) for a, b in zip(before, form, strict=True))
 
 
@@ -141,7 +150,7 @@ def test_rows_without_keys_have_no_gradient() -> None:
     dq, dk, dv, _ = backward(plan, q, k, v, grad_out, grad_lse)
     assert not dq[empty].any()
     assert not dk[:, :, :7].any()
-    Dense(mask=mask, scale=0.3).check((dq, dk, dv), q, k, v, grad_out, grad_lse)
+    assert_within((dq, dk, dv), plan, q, k, v, grad_out, grad_lse)
 
 
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, True)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,8 @@ from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.plan import Plan
 from attnc.compiler.passes.build_plan import build_plan
+from attnc.runtime.reference_gradients import Backward, assert_gradients_within
 from tests import kernels as kn
-from tests.gradients import Dense
 from tests.test_triton_forward import ZOO
 
 TILE = Tiling(16, 16)
@@ -66,21 +65,6 @@ def random(
     )  # fmt: skip
 
 
-def dense_mask(plan: Plan, nq: int, nk: int, heads: int, given: Mapping[str, Any]) -> torch.Tensor:
-    """Evaluate the mask for each batch and query head."""
-    pattern = plan.pattern
-    items = max([len(x) for x in given.values() if isinstance(x, torch.Tensor)], default=1)
-    masks = [
-        torch.from_numpy(pattern.mask(nq, nk, {
-            n: x[i if len(x) > 1 else 0].cpu().numpy() if isinstance(x, torch.Tensor) else x
-            for n, x in given.items()
-        }))
-        for i in range(items)
-    ]  # fmt: skip
-    mask = torch.stack(masks)
-    return mask.repeat_interleave(heads // mask.shape[1], 1).to(kn.DEVICE)
-
-
 def gradients(
     module: Any, inputs: tuple[torch.Tensor, ...], scale: float, *extra: Any,
     needs: tuple[bool, ...] = (True,) * 3, with_lse: bool = True,
@@ -97,12 +81,21 @@ def gradients(
     )
 
 
-def check(plan: Plan, inputs: tuple[torch.Tensor, ...], scale: float = 0.25, **dense: Any) -> None:
+def assert_within(
+    found: Any, plan: Plan, inputs: tuple[torch.Tensor, ...], scale: float = 0.25,
+    **given: torch.Tensor,
+) -> None:
+    """Hold gradients of q, k, v and what is learned against float64."""
+    q, k, v, grad_out, *grad_lse = inputs
+    assert_gradients_within(found, Backward(
+        pattern=plan.pattern, q=q, k=k, v=v, grad_out=grad_out, scale=scale, inputs=given,
+        grad_lse=grad_lse[0] if grad_lse else None,
+    ))  # fmt: skip
+
+
+def check(plan: Plan, inputs: tuple[torch.Tensor, ...], scale: float = 0.25) -> None:
     """Hold the gradients of a pattern without inputs against float64."""
-    q, k, v, grad_out, grad_lse = inputs
-    found = gradients(module_of(plan), inputs, scale)[:3]
-    mask = dense_mask(plan, q.shape[2], k.shape[2], q.shape[1], {})
-    Dense(mask=mask, scale=scale, **dense).check(found, q, k, v, grad_out, grad_lse)
+    assert_within(gradients(module_of(plan), inputs, scale)[:3], plan, inputs, scale)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -180,8 +173,7 @@ def test_empty_rows() -> None:
     assert not dk[:, :, 2:].any()
     assert not dv[:, :, 2:].any()
     grad_out[:, :, :5], grad_lse[:, :, :5] = 0, 0
-    mask = dense_mask(plan, 40, 40, 2, {})
-    Dense(mask=mask, scale=0.25).check((dq, dk, dv), q, k, v, grad_out, grad_lse)
+    assert_within((dq, dk, dv), plan, (q, k, v, grad_out, grad_lse))
     nothing = plan_of("pattern nothing = { q -> k : q < 0 }")
     for gradient in gradients(module_of(nothing), random(20, 20), 0.25)[:3]:
         assert not gradient.any()
@@ -211,11 +203,10 @@ def test_strides() -> None:
 
 def test_what_is_needed() -> None:
     """Only gradients that are wanted come back; without a gradient of the log-sum-exp too."""
-    module = module_of(plan_of(WINDOW))
-    inputs = random(30, 30)
+    plan = plan_of(WINDOW)
+    module, inputs = module_of(plan), random(30, 30)
     whole = gradients(module, inputs, 0.25, with_lse=False)
-    mask = torch.ones(30, 30, dtype=torch.bool).tril() & ~torch.ones(30, 30).bool().tril(-20)
-    Dense(mask=mask.to(kn.DEVICE), scale=0.25).check(whole[:3], *inputs[:4])
+    assert_within(whole[:3], plan, inputs[:4])
     for place in range(3):
         needs = tuple(i == place for i in range(3))
         found = gradients(module, inputs, 0.25, needs=needs, with_lse=False)
@@ -241,8 +232,7 @@ def test_documents(batches: int) -> None:
     doc = doc.sort(1).values.to(kn.DEVICE)
     inputs = random(45, 45, batch=2)
     found = gradients(module_of(plan), inputs, 0.25, [doc], [], [], needs=(True,) * 3 + (False,))
-    mask = dense_mask(plan, 45, 45, 2, {"doc": doc})
-    Dense(mask=mask, scale=0.25).check(found[:3], *inputs)
+    assert_within(found[:3], plan, inputs, doc=doc)
 
 
 def test_softcap() -> None:
@@ -250,16 +240,13 @@ def test_softcap() -> None:
     plan = plan_of(
         "attention a = softmax(softcap(dot, 2), over: { q -> k : k <= q and q - k < 20 })"
     )
-    check(plan, random(40, 40), 1.0, score=lambda dot: 2 * torch.tanh(dot / 2))
+    check(plan, random(40, 40), 1.0)
 
 
 def test_alibi() -> None:
     """A bias of each head moves the weights and nothing else."""
     plan = plan_of("attention a = softmax(dot + alibi_bias(4), over: causal)")
-    h = torch.arange(4, device=kn.DEVICE)[:, None, None]
-    away = torch.arange(40, device=kn.DEVICE)[:, None] - torch.arange(40, device=kn.DEVICE)
-    bias = -(2.0 ** (-2.0 * (h + 1))) * away
-    check(plan, random(40, 40, heads=4, kv_heads=2), score=lambda dot: dot + bias.to(dot))
+    check(plan, random(40, 40, heads=4, kv_heads=2))
 
 
 def test_sinks() -> None:
@@ -271,9 +258,7 @@ def test_sinks() -> None:
     sink = draw(4)
     inputs = random(40, 40, batch=2, heads=4, kv_heads=2)
     found = gradients(module_of(plan), inputs, 0.25, [sink], [], [], needs=(True,) * 4)
-    mask = dense_mask(plan, 40, 40, 4, {})
-    dense = Dense(mask=mask, scale=0.25, learned=(sink,), sink=lambda sink: sink)
-    dense.check([*found[:3], *found[3]], *inputs)
+    assert_within([*found[:3], *found[3]], plan, inputs, sink=sink)
 
 
 def test_learned_scores_are_refused() -> None:
