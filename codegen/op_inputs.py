@@ -64,7 +64,9 @@ def _arguments(
             continue
         if value is None and one.make is not None:
             value = one.make(q.shape[2], k.shape[2], known)
-        whole = isinstance(value, int | torch.SymInt)
+        whole = isinstance(value, int | torch.SymInt) and (
+            one.kind == "bool" or not isinstance(value, bool)
+        )
         if not whole and not (one.kind == "real" and isinstance(value, float)):
             raise ValueError(f"{NAME}: {one.name} is a {type(value).__name__}, expected {one}")
         known[one.name] = value
@@ -76,7 +78,7 @@ def _arguments(
         raise ValueError(f"{NAME}: extents must have {wanted}, got {have}")
     for name in _EXTENTS:
         value = (extents or {})[name]
-        if not isinstance(value, int | torch.SymInt):
+        if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
             raise ValueError(
                 f"{NAME}: the extent {name} must be an int, got {type(value).__name__}"
             )

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from attnc import __version__
 from attnc.codegen import module as emitted
+from attnc.codegen.inputs import argument
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Plan
 from attnc.compiler.passes.align import aligned
+from attnc.dsl.suggest import did_you_mean
 from attnc.runtime import build
 from attnc.runtime import cache as disk
 from attnc.runtime.options import Options
@@ -49,6 +51,8 @@ class Op:
         self.path = Path(str(module.__file__))
         self.options = options
         self._keep = keep
+        self._inputs = tuple(argument(one.name) for one in pattern.inputs)
+        self._inputs += ("extents",) if pattern.extents else ()
         self.__doc__ = module.op.__doc__
 
     def __call__(
@@ -61,7 +65,16 @@ class Op:
         return_lse: bool = False,
         **inputs: Any,
     ) -> Any:
+        for name in inputs:
+            if name not in self._inputs:
+                raise ValueError(self._no_such_input(name))
         return self._function(q, k, v, scale=scale, return_lse=return_lse, **inputs)
+
+    def _no_such_input(self, name: str) -> str:
+        there = ", ".join(f"`{known}`" for known in self._inputs)
+        hint = did_you_mean(name, self._inputs)
+        text = f"{self.name}: there is no input `{name}`; "
+        return text + (hint or (f"the inputs are {there}" if there else "the pattern has none"))
 
     @cached_property
     def plan(self) -> Plan:
