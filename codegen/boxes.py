@@ -12,16 +12,16 @@ from attnc.codegen.simplify import Ranges
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.gridmask import GridMask, Part
-from attnc.compiler.ir.plan import ForwardPlan
+from attnc.compiler.ir.plan import LoopPlan
 
 Side = Literal["q", "k"]
 
 
-def coordinate_names(boxes: GridMask) -> dict[str, str]:
-    """Return the kernel's names of the coordinates that masks read."""
+def coordinate_names(boxes: GridMask, row: Side, column: Side) -> dict[str, str]:
+    """Return the kernel's names of the coordinates that masks read; ``row`` has the rows."""
     return {
-        f"{side}_{axis}": f"{side}_{axis}{shape}"
-        for side, shape in (("q", ""), ("k", "[None, :]"))
+        f"{side}_{axis}": f"{letter}_{axis}{shape}"
+        for side, letter, shape in (("q", row, ""), ("k", column, "[None, :]"))
         for axis in range(boxes.rank)
     }
 
@@ -45,19 +45,21 @@ def crosses(parts: tuple[Part, ...]) -> bool:
     )  # fmt: skip
 
 
-def token_lines(side: Side, parts: tuple[Part, ...]) -> Iterator[str]:
-    """Yield the lines that make ``q_0``, ..., ``q_pos`` of a tile ``qb``.
+def token_lines(side: Side, parts: tuple[Part, ...], *, row: bool) -> Iterator[str]:
+    """Yield the lines that make ``q_0``, ..., ``q_pos`` of a tile ``qb`` that is a row.
 
     ``q_there`` says whether there is such a token, where boxes cross the end of an axis.
 
-    For keys the places are ``k_place``, along ``span``; for queries ``[BQ, 1]``, along ``lane``.
+    A row's positions are ``[BQ, 1]``, along ``lane``; those of the tiles it visits are ``k_place``,
+    ``[BK]``, along ``span``.
     """
     used = [part for part in parts if part.tokens]
     names = [f"{side}_{axis}" for axis in range(len(used[0].extents))]
-    position = "q_pos" if side == "q" else "k_place"
+    position = f"{side}_pos" if row else f"{side}_place"
+    lanes = "lane" if row else "span"
     for number, part in enumerate(used):
         after = "" if len(used) == 1 else f"_{'abcdefghijklmnopqrstuvwxyz'[number % 26]}{number}"
-        texts = _coordinates(side, part)
+        texts = _coordinates(side, lanes, part)
         for name, text in zip(names, texts, strict=True):
             yield f"{name}{after} = {text}"
         axes = [f"{name}{after}" for name in names]
@@ -80,14 +82,13 @@ def token_lines(side: Side, parts: tuple[Part, ...]) -> Iterator[str]:
         yield f"{name} = {text}"
 
 
-def _coordinates(side: Side, part: Part) -> Iterator[str]:
+def _coordinates(side: Side, lanes: str, part: Part) -> Iterator[str]:
     """Yield the text of each coordinate: that of the tile, times its side, plus that inside it."""
     tile = f"{side}b" if not part.first_tile else f"({side}b - {part.first_tile})"
-    lane = "lane" if side == "q" else "span"
     for axis, box in enumerate(part.box):
         outer = _digit(tile, part.grid, axis)
-        inner = _digit(lane, part.box, axis)
-        inner = inner if inner != "0" else f"{lane} * 0"  # one for each lane all the same
+        inner = _digit(lanes, part.box, axis)
+        inner = inner if inner != "0" else f"{lanes} * 0"  # one for each lane all the same
         outer = outer if box == 1 else f"{outer} * {box}"
         yield inner if outer.startswith("0") else f"{outer} + {inner}"
 
@@ -124,39 +125,52 @@ def _flat(digits: list[str], sides: tuple[int, ...], start: int) -> str:
 # ------------------------------------------------------------------------- the launch
 
 
-def emit_box_build(out: Writer, plan: ForwardPlan) -> None:
-    """Print ``_gpu_build_schedule``: the table of tiles, and the order of rows."""
-    boxes = plan.boxes
-    assert boxes is not None
-    imports, body = pasted("box_tables.py")
-    for text in (imports, body):
+def emit_box_tables(out: Writer) -> None:
+    """Print what all builders of tables of boxes call."""
+    for text in pasted("box_tables.py"):
         out.line(text)
         out.line()
         out.line()
+
+
+def emit_box_build(
+    out: Writer, plan: LoopPlan, name: str, boxes_name: str, *, by_head: bool
+) -> None:
+    """Print the builder of a schedule: the table of tiles, and the order of rows.
+
+    Args: ``boxes_name`` begins the names of what it reads; ``by_head``: rows of all heads of the
+        mask are sorted together, not one order for all.
+    """
+    boxes = plan.boxes
+    assert boxes is not None
     pieces = []
     for number, piece in enumerate(boxes.pieces):
         queries, keys = boxes.queries[piece.queries], boxes.keys[piece.keys]
-        _emit_piece(out, boxes, number)
+        _emit_piece(out, boxes, number, f"{boxes_name}_{number}")
         whole = tuple(e // side for e, side in zip(keys.extents, keys.box, strict=True))
         mask = 0 if piece.full else _class(plan, piece.residual)
         ends = len(plan.masks) if piece.full and plan.masks else mask
         pieces.append(
             f"_Boxes({queries.grid}, {queries.first_tile}, {keys.grid}, {keys.first_tile},"
-            f" {whole}, _gpu_boxes_{number}, {mask}, {ends})"
+            f" {whole}, {boxes_name}_{number}, {mask}, {ends})"
         )
-    with out.block("_GPU_BOXES: tuple[_Boxes, ...] = ("):
+    with out.block(f"{boxes_name.upper()}: tuple[_Boxes, ...] = ("):
         for text in pieces:
             out.line(f"{text},")
     out.line(")")
     out.line()
     out.line()
     heads, rows = boxes.pattern.heads or 1, boxes.tiles()[0]
-    with out.block("def _gpu_build_schedule(nq, nk, device):"):
+    with out.block(f"def {name}(nq, nk, device):"):
         out.line('"""Fill the table of tiles, and sort its rows where they differ."""')
-        out.line(f"row_start, entries = _box_table(_GPU_BOXES, {heads}, {rows}, device)")
+        table = f"_box_table({boxes_name.upper()}, {heads}, {rows}, device)"
+        out.line(f"row_start, entries = {table}")
         if plan.row_order == "sorted":
             out.comment("Heavy rows first, so that no long row starts last.")
-            out.line("order = torch.sort(row_start.diff(), descending=True, stable=True).indices")
+            in_row = "row_start.diff()"
+            if heads > 1 and not by_head:
+                in_row += f".view({heads}, {rows}).sum(0)"
+            out.line(f"order = torch.sort({in_row}, descending=True, stable=True).indices")
             out.line("return order.to(torch.int32), row_start, entries")
         else:
             out.line("return row_start, entries")
@@ -164,12 +178,12 @@ def emit_box_build(out: Writer, plan: ForwardPlan) -> None:
     out.line()
 
 
-def _class(plan: ForwardPlan, residual: ex.BoolExpr) -> int:
+def _class(plan: LoopPlan, residual: ex.BoolExpr) -> int:
     """Return the mask class of a piece; one class for all holds the whole predicate."""
     return plan.masks.index(residual) + 1 if residual in plan.masks else 1
 
 
-def _emit_piece(out: Writer, boxes: GridMask, number: int) -> None:
+def _emit_piece(out: Writer, boxes: GridMask, number: int, name: str) -> None:
     piece = boxes.pieces[number]
     rows = [f"qb_{axis}" for axis in range(boxes.rank)]
     grid = boxes.queries[piece.queries].grid
@@ -178,7 +192,7 @@ def _emit_piece(out: Writer, boxes: GridMask, number: int) -> None:
     }
     ranges["h"] = (0, (boxes.pattern.heads or 1) - 1)
     dialect = HostDialect({name: name for name in (*rows, "h")}, ranges)
-    with out.block(f"def _gpu_boxes_{number}(h, {', '.join(rows)}):"):
+    with out.block(f"def {name}(h, {', '.join(rows)}):"):
         out.line('"""Return (first tile, tiles, period, run) along each axis."""')
         with out.block("return ("):
             for tiles in piece.tiles:

@@ -8,7 +8,7 @@ for the size of such a table where it has too many candidates (``tables.py``).
 
 from __future__ import annotations
 
-from attnc.codegen.boxes import emit_box_build
+from attnc.codegen.boxes import emit_box_build, emit_box_tables
 from attnc.codegen.data import data_text, emit_candidates, emit_rules
 from attnc.codegen.kernel_inputs import InputArgument, input_arguments
 from attnc.codegen.triton_forward import KERNEL, STRIDES, heads_in_order, parameters
@@ -46,11 +46,12 @@ def emit_host(plan: ForwardPlan) -> str:
         emit_candidates(out, "_gpu_segments", plan.segments, heads)
     if needs_schedule(plan):
         emit_store(out)
+        together = heads_in_order(plan)
         if plan.boxes is None:
-            together = heads_in_order(plan)
             emit_build(out, plan, "_gpu_build_schedule", "_gpu_segments", by_head=together)
         else:
-            emit_box_build(out, plan)
+            emit_box_tables(out)
+            emit_box_build(out, plan, "_gpu_build_schedule", "_gpu_boxes", by_head=together)
     if plan.form == "data":
         refine = plan.data is not None and plan.data.refine
         emit_rules(out, "_GPU_RULES", plan, refine=refine)

@@ -7,6 +7,7 @@ at the call from its inputs; those of key tiles belong to the inverse of the pat
 
 from __future__ import annotations
 
+from attnc.codegen.boxes import emit_box_build, emit_box_tables
 from attnc.codegen.data import data_text, emit_candidates, kept_with, table_heads
 from attnc.codegen.host import (
     ALIGN_BYTES,
@@ -67,12 +68,17 @@ def _host(plan: Plan, loops: dict[Kernel, LoopPlan]) -> str:
         emit_store(out)
     if any(loop.form == "data" for kernel, loop in loops.items() if kernel != "dq"):
         _emit_inverse(out)
+    if plan.forward.boxes is None and any(loop.boxes is not None for loop in loops.values()):
+        emit_box_tables(out)
     for kernel, loop in loops.items():
-        segments = f"_gpu_{kernel}_segments"
+        segments, schedule = f"_gpu_{kernel}_segments", f"_gpu_{kernel}_schedule"
+        if loop.boxes is not None:
+            emit_box_build(out, loop, schedule, f"_gpu_{kernel}_boxes", by_head=False)
+            continue
         if loop.form == "data" or needs_schedule(loop):
             emit_candidates(out, segments, loop.segments, loop.block_mask.pattern.heads)
         if needs_schedule(loop):
-            emit_build(out, loop, f"_gpu_{kernel}_schedule", segments, by_head=False)
+            emit_build(out, loop, schedule, segments, by_head=False)
         if loop.form == "data":
             _emit_rules(out, kernel, loop)
     for kernel, loop in loops.items():
@@ -131,7 +137,8 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
             out.line(f"{name} = torch.empty_like({like})")
         own, other = ("nq", "nk") if of_queries else ("nk", "nq")
         across = "heads" if of_queries else "kv_heads"
-        out.line(f"rows = -(-{own} // {plan.tiling.q})  # of one head")
+        rows = f"-(-{own} // {plan.tiling.q})" if plan.boxes is None else plan.boxes.tiles()[0]
+        out.line(f"rows = {rows}  # of one head")
         out.line(f"programs = rows * batch * {across}")
         with out.block("if programs >= 2**31:"):
             out.line("raise ValueError(")
@@ -144,9 +151,8 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         )
         out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
         near = (5, 8) if of_queries else (2, 11)
-        out.line(
-            f"wide = max(strides[{near[0]}], strides[{near[1]}]) * {plan.tiling.k} + 256 >= 2**31"
-        )
+        reach = plan.tiling.k if plan.boxes is None else other  # tokens, from the base of loads
+        out.line(f"wide = max(strides[{near[0]}], strides[{near[1]}]) * {reach} + 256 >= 2**31")
         each = "" if of_queries else " * group"
         out.line(
             f"head_bytes = {other} * {plan.head_dim + plan.value_dim} * q.element_size(){each}"
@@ -220,15 +226,9 @@ def _emit_sinks(out: Writer) -> None:
     out.line()
 
 
-def _emit_refusals(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
-    """Print what the kernels refuse: learned inputs of the score, boxes of a grid."""
+def _emit_refusals(out: Writer, plan: Plan) -> None:
+    """Print what the kernels refuse: learned inputs of the score."""
     pattern = plan.pattern
-    if any(loop.boxes is not None for loop in loops.values()):
-        out.line("raise RuntimeError(")
-        out.line('    "attnc: kernels that walk boxes of a grid are forward only; for a backward "')
-        out.line('    "on a GPU compile the pattern with a tile of tokens"')
-        out.line(")")
-        return
     tensors = [one.name for one in pattern.inputs if one.dims]
     learned = set() if pattern.score is None else {
         one.name for one, _ in derivative(pattern.score).reads if one.index
@@ -250,7 +250,7 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
     wide = padded(plan.forward.value_dim)
     with out.block(f"def _gpu_backward({arguments}):"):
         out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
-        _emit_refusals(out, plan, loops)
+        _emit_refusals(out, plan)
         tensors = "extra[0]" if plan.pattern.inputs or plan.pattern.extents else "()"
         out.line(f"given = [q, k, v, *{tensors}]")
         with out.block("if q.numel() == 0 or k.numel() == 0:"):

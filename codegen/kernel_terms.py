@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from attnc.codegen.boxes import coordinate_names, coordinate_ranges, crosses
+from attnc.codegen.boxes import Side, coordinate_names, coordinate_ranges, crosses
 from attnc.codegen.predicate import MAX_REST, TILE_RANGES, TOKEN_RANGES, input_ranges
 from attnc.codegen.score import TritonScore
 from attnc.codegen.simplify import Ranges, simplify_bool
@@ -31,12 +31,12 @@ class Sides:
     inverse: bool = False
 
     @property
-    def row(self) -> str:
+    def row(self) -> Side:
         """The letter of the side of the rows, in the names of the kernel."""
         return "k" if self.inverse else "q"
 
     @property
-    def column(self) -> str:
+    def column(self) -> Side:
         """The letter of the other side."""
         return "q" if self.inverse else "k"
 
@@ -99,8 +99,8 @@ class KernelTerms:
         names, places = self.sides.token_names(), dict(TOKEN_RANGES)
         if plan.boxes is not None:
             if crosses(plan.boxes.keys):
-                self.there = "k_there[None, :]"
-            names |= coordinate_names(plan.boxes)
+                self.there = f"{self.sides.column}_there[None, :]"
+            names |= coordinate_names(plan.boxes, self.sides.row, self.sides.column)
             places |= coordinate_ranges(plan.boxes)
         self._token = TritonDialect({**names, "h": self.head}, {**places, **ranges}, inputs)
         scores = TritonScore(self._token)

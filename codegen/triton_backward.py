@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from attnc.codegen.boxes import crosses, token_lines
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import KernelTerms, Sides
 from attnc.codegen.loop_text import LoopText, class_tests, one_line
@@ -104,7 +105,7 @@ def emit_kernel(plan: LoopPlan, kernel: Kernel) -> tuple[list[str], str]:
 
     The source expects ``triton`` and ``triton.language as tl`` to be imported.
     """
-    writer = _Queries(plan, kernel) if kernel == "dq" else _Keys(plan, kernel)
+    writer = QueryKernel(plan, kernel) if kernel == "dq" else _Keys(plan, kernel)
     text = writer.text()
     return writer.terms.helpers(), text
 
@@ -120,6 +121,8 @@ class _Kernel:
         self.terms = KernelTerms(plan, [number for number, _ in tests], sides, backward=True)
         self.out = Writer()
         self.loop = LoopText(plan, self.terms, tests, self.out)
+        ragged = plan.boxes is not None and crosses(plan.boxes.queries)
+        self.there = f"{self.row}_there" if ragged else f"{self.row}_pos < n{self.row}"
         self.dims = "D" if padded(plan.head_dim) == plan.head_dim else "D_PAD"
         self.value_dims = "DV" if padded(plan.value_dim) == plan.value_dim else "DV_PAD"
 
@@ -151,8 +154,12 @@ class _Kernel:
     def which_row(self, heads: str, head: str) -> None:
         """Print which tile of which head a program has."""
         out, tile, tiles = self.out, f"{self.row}b", f"N{self.row.upper()}"
-        out.line("NQ = (nq + BQ - 1) // BQ")
-        out.line("NK = (nk + BK - 1) // BK")
+        if self.plan.boxes is None:
+            out.line("NQ = (nq + BQ - 1) // BQ")
+            out.line("NK = (nk + BK - 1) // BK")
+        else:
+            side = {"q": "queries", "k": "keys"}[self.row]
+            out.line(f"{tiles} = {self.plan.boxes.tiles()[0]}  # boxes of {side}")
         out.line("program = tl.program_id(0)")
         out.comment("Heads go in sections that share the L2 cache, and walk the rows together.")
         out.line(f"first_head = program // ({tiles} * section) * section")
@@ -180,9 +187,13 @@ class _Kernel:
         out.line(f"dims = tl.arange(0, {self.dims})")
         out.line(f"value_dims = tl.arange(0, {self.value_dims})")
         size = f"B{self.row.upper()}"
-        out.line(
-            f"{self.row}_pos = {self.row}b * {size} + tl.arange(0, {size})[:, None]  # [{size}, 1]"
-        )
+        lanes = f"tl.arange(0, {size})[:, None]"
+        if self.plan.boxes is None:
+            out.line(f"{self.row}_pos = {self.row}b * {size} + {lanes}  # [{size}, 1]")
+        else:
+            out.line(f"lane = {lanes}")
+            for line in token_lines(self.row, self.plan.boxes.queries, row=True):
+                out.line(line)
         out.line(f"span = tl.arange(0, B{self.column.upper()})")
         out.comment("Offsets inside a tile fit 32 bits unless rows lie very far apart.")
         a, b = near
@@ -205,9 +216,12 @@ class _Kernel:
         column = self.column
         dims, size = "value_dims" if wide else "dims", self.size(wide)
         lanes, tokens = ("[:, None]", "[None, :]") if across else ("[None, :]", "[:, None]")
-        place = f"{source} + tl.cast({column}b, tl.int64) * B{column.upper()} * {step}_step"
-        self.out.line(f"{name}_tile = {place}")
-        given = [f"{name}_tile + near{tokens} * {step}_near + {dims}{lanes}"]
+        start = source
+        if self.plan.boxes is None:
+            start = f"{name}_tile"
+            place = f"tl.cast({column}b, tl.int64) * B{column.upper()} * {step}_step"
+            self.out.line(f"{start} = {source} + {place}")
+        given = [f"{start} + near{tokens} * {step}_near + {dims}{lanes}"]
         if size.endswith("_PAD"):
             given += [f"mask={dims}{lanes} < {size.removesuffix('_PAD')}", "other=0.0"]
         sides = [size.removesuffix("_PAD"), f"B{column.upper()}"]
@@ -216,11 +230,11 @@ class _Kernel:
 
     def inside(self, wide: bool) -> str:
         """Return the test that elements of a row's tile exist."""
-        size, there = self.size(wide), f"{self.row}_pos < n{self.row}"
+        size = self.size(wide)
         if not size.endswith("_PAD"):
-            return there
+            return self.there
         dims = "value_dims" if wide else "dims"
-        return f"({there}) & ({dims}[None, :] < {size.removesuffix('_PAD')})"
+        return f"({self.there}) & ({dims}[None, :] < {size.removesuffix('_PAD')})"
 
     def size(self, wide: bool) -> str:
         """Return the padded head dim, of values where ``wide``."""
@@ -238,9 +252,19 @@ class _Kernel:
         out, column = self.out, self.column
         size = f"B{column.upper()}"
         self.loop.tile()
-        out.line(f"{column}_pos = {column}b * {size} + span[None, :]  # [1, {size}]")
-        out.comment("Past the end the last one is read again; its weights are masked.")
-        out.line(f"near = tl.minimum(span, n{column} - 1 - {column}b * {size})")
+        if self.plan.boxes is None:
+            out.line(f"{column}_pos = {column}b * {size} + span[None, :]  # [1, {size}]")
+            out.comment("Past the end the last one is read again; its weights are masked.")
+            out.line(f"near = tl.minimum(span, n{column} - 1 - {column}b * {size})")
+            return
+        for line in token_lines(column, self.plan.boxes.keys, row=False):
+            out.line(line)
+        out.line(f"{column}_pos = {column}_place[None, :]  # [1, {size}]")
+        if crosses(self.plan.boxes.keys):
+            out.comment("Past the end of an axis the first one is read; its weights are masked.")
+            out.line(f"near = tl.where({column}_there, {column}_place, 0)")
+        else:
+            out.line(f"near = {column}_place")
 
     def weights(self, product: str) -> None:
         """Print the weights of a tile, masked ones 0."""
@@ -268,7 +292,13 @@ class _Kernel:
     @property
     def visits(self) -> bool:
         """Whether a row visits any tile."""
-        return bool(self.plan.segments)
+        return bool(self.plan.segments if self.plan.boxes is None else self.plan.boxes.pieces)
+
+    def ends(self) -> None:
+        """Print which tile of the loop is the first that crosses the end; boxes have a mask."""
+        if self.plan.boxes is None:
+            other = self.column
+            self.out.line(f"whole_tiles = n{other} // B{other.upper()}")
 
     def store(self, target: str, value: str, wide: bool) -> None:
         """Store the sums of a row."""
@@ -278,13 +308,15 @@ class _Kernel:
         self.out.call("tl.store(", [place, "result", f"mask={self.inside(wide)}"])
 
 
-class _Queries(_Kernel):
+class QueryKernel(_Kernel):
     """dQ: a row is a query tile."""
+
+    made = "the gradient of one query tile of one head"
 
     def text(self) -> str:
         """Print the kernel."""
         out = self.out
-        self.head("the gradient of one query tile of one head")
+        self.head(self.made)
         with out.indented():
             self.which_row("heads", "h")
             if self.terms.head != "h":
@@ -300,31 +332,42 @@ class _Queries(_Kernel):
             self.load_row("q", "Q", wide=False)
             self.load_row("grad_out", "GradOut", wide=True)
             out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
-            out.line('total = tl.load(Total + row, mask=q_pos < nq, other=float("inf"))')
-            out.line("delta = tl.load(Delta + row, mask=q_pos < nq, other=0.0)")
+            out.line(f'total = tl.load(Total + row, mask={self.there}, other=float("inf"))')
+            out.line(f"delta = tl.load(Delta + row, mask={self.there}, other=0.0)")
             out.line()
             self.loop.segments()
             self.once()
-            out.line(f"grad_q = tl.zeros([BQ, {self.dims}], tl.float32)")
+            self.start()
             if self.visits:
                 self._loop()
-            scale = "scale_log2 * 0.6931471805599453"
-            self.store("GradQ", f"grad_q * ({scale})", wide=False)
+            self.finish()
         return out.text()
 
     def _loop(self) -> None:
         out = self.out
-        out.line("whole_tiles = nk // BK")
+        self.ends()
         with out.block(f"for it in range(0, {self.loop.end}):"):
             self.tile()
             self.load_tile("k", "K", "k", wide=False, across=True)
             self.load_tile("v", "V", "v", wide=True, across=True)
             self.weights("q, k")
             out.line('dp = tl.dot(grad_out, v, input_precision="ieee")  # [BQ, BK]')
-            self.score_gradient()
-            out.line(
-                'grad_q = tl.dot(ds.to(k.dtype), tl.trans(k), grad_q, input_precision="ieee")'
-            )
+            self.add()
+
+    def start(self) -> None:
+        """Print the sums of a row before its first tile."""
+        self.out.line(f"grad_q = tl.zeros([BQ, {self.dims}], tl.float32)")
+
+    def add(self) -> None:
+        """Print what a tile adds to the sums of its row."""
+        self.score_gradient()
+        self.out.line(
+            'grad_q = tl.dot(ds.to(k.dtype), tl.trans(k), grad_q, input_precision="ieee")'
+        )
+
+    def finish(self) -> None:
+        """Print where the sums of a row go."""
+        self.store("GradQ", "grad_q * (scale_log2 * 0.6931471805599453)", wide=False)
 
 
 class _Keys(_Kernel):
@@ -354,7 +397,7 @@ class _Keys(_Kernel):
                 out.line(f"grad_v = tl.zeros([BK, {self.value_dims}], tl.float32)")
             out.line()
             if self.visits:
-                out.line("whole_tiles = nq // BQ")
+                self.ends()
                 with out.block("for member in range(0, group):"):
                     self._head()
             out.line("row = (b.to(tl.int64) * kv_heads + kv_head) * nk + k_pos  # [BK, 1]")
@@ -377,7 +420,8 @@ class _Keys(_Kernel):
             self.tile()
             self.load_tile("q", "q_base", "q", wide=False, across=True)
             self.load_tile("grad_out", "o_base", "o", wide=True, across=False)
-            out.line("first = first_row + qb * BQ")
+            first = "first_row + qb * BQ" if self.plan.boxes is None else "first_row"
+            out.line(f"first = {first}")
             out.line("total = tl.load(Total + first + near[None, :])  # [1, BQ]")
             if self.kernel != "dv":
                 out.line("delta = tl.load(Delta + first + near[None, :])")

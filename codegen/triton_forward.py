@@ -190,7 +190,7 @@ class _Kernel:
             out.line("q_pos = qb * BQ + tl.arange(0, BQ)[:, None]  # [BQ, 1]")
         else:
             out.line("lane = tl.arange(0, BQ)[:, None]")
-            for line in token_lines("q", plan.boxes.queries):
+            for line in token_lines("q", plan.boxes.queries, row=True):
                 out.line(line)
         out.line("span = tl.arange(0, BK)")
         mask = self.inside if plan.head_dim == padded(plan.head_dim) else (
@@ -262,7 +262,7 @@ class _Kernel:
             out.line("k_tile = K + tl.cast(kb, tl.int64) * BK * k_step")
             out.line("v_tile = V + tl.cast(kb, tl.int64) * BK * v_step")
         else:
-            for line in token_lines("k", self.plan.boxes.keys):
+            for line in token_lines("k", self.plan.boxes.keys, row=False):
                 out.line(line)
             out.line("k_pos = k_place[None, :]  # [1, BK]")
             if crosses(self.plan.boxes.keys):

@@ -41,14 +41,14 @@ def test_default_plans_are_symbolic_and_exact(name: str, params: dict[str, Any])
 
 
 def test_a_tile_of_two_sides_is_flat() -> None:
-    """So is the backward of a plan that chose boxes by itself."""
+    """So are the kernels of its backward; unasked those of both passes may walk boxes."""
     swin = load_zoo("swin", {"h": 28, "w": 21, "window": 7, "shift": 3})
-    assert build_plan(swin, head_dim=64, tile=Tiling(64, 64)).forward.boxes is None
-    plan = build_plan(swin, head_dim=64, backward=True)
-    assert plan.forward.boxes is not None
-    assert plan.backward is not None
-    assert all(loop.boxes is None for loop in plan.backward.loops)
-    assert verify(plan) == ()
+    for tile in (Tiling(64, 64), None):
+        plan = build_plan(swin, head_dim=64, tile=tile, backward=True)
+        assert plan.backward is not None
+        loops = plan.forward, *plan.backward.loops
+        assert all((loop.boxes is None) == (tile is not None) for loop in loops)
+        assert verify(plan) == ()
 
 
 def test_flat_tiles_where_boxes_do_not_serve() -> None:

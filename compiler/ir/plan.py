@@ -155,9 +155,10 @@ class CpuPlan:
 class Plan:
     """Everything one written module needs; ``notes`` explain the choices (``--explain``).
 
-    Either both executors have ``data`` or none has, with the same predicate; but a forward kernel
-    on boxes never has. ``backward`` is None in a module that only runs forward; its kernels have
-    ``data`` where the forward has it, and the CPU executor needs no plan of its own for it.
+    Either both executors have ``data`` or none has, with the same predicate; but a kernel on boxes
+    never has. ``backward`` is None in a module that only runs forward; its kernels have ``data``
+    where the forward has it or would without boxes, and the CPU executor needs no plan of its own
+    for it.
     """
 
     pattern: Pattern

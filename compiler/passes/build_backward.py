@@ -15,6 +15,7 @@ from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.eliminate import eliminate
 from attnc.compiler.passes.grid_plan import on_boxes
+from attnc.compiler.passes.grid_tiles import better
 from attnc.compiler.passes.loops import build_loop
 from attnc.compiler.passes.tiles import TileChoice, asked, default
 from attnc.compiler.passes.tiles_backward import Pass, candidates, held
@@ -28,7 +29,8 @@ def build_backward(
 ) -> BackwardPlan:
     """Plan the kernels that go with a forward kernel.
 
-    Boxes of a grid are the same in all of them.
+    They walk boxes of a grid where the forward does: with a ``tile`` the same boxes, else those of
+    as many tokens as their own tiles, where they are better.
     Args: ``tile`` overrides the tile of all of them; ``choices`` sets each: of dQ, of dK and dV, or
     with three of dQ, dV and dK, the last two in passes of their own. Sides are queries by keys.
     """
@@ -49,11 +51,18 @@ def build_backward(
             dtype=forward.dtype, target=forward.target,
         )
         if forward.boxes is not None:
-            own_sides = forward.boxes.tiling
-            turned = BoxTiling(own_sides.key, own_sides.query)
-            loop = on_boxes(loop, classify_grid(pattern, turned if loops else own_sides))
+            boxes = (
+                better(pattern, tiling, mask, tested=data is not None) if tile is None
+                else classify_grid(pattern, _turned(forward.boxes.tiling, inverse=bool(loops)))
+            )
+            loop = loop if boxes is None else on_boxes(loop, boxes)
         loops.append(loop)
     return BackwardPlan(dq=loops[0], dkdv=loops[1], dk=loops[2] if len(loops) == 3 else None)
+
+
+def _turned(boxes: BoxTiling, *, inverse: bool) -> BoxTiling:
+    """Return boxes with the side of the rows first."""
+    return BoxTiling(boxes.key, boxes.query) if inverse else boxes
 
 
 def _choice(forward: ForwardPlan, kernel: Pass, tile: Tiling | None) -> TileChoice:

@@ -34,9 +34,9 @@ def build_plan(
 
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
     256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
-    or the best of as many tokens as its tile ("boxes"). Unasked, the forward takes boxes where they
-    are better than tiles of the flat order, and the backward none. ``backward``: plan its kernels
-    as well, which about doubles the work of isl.
+    or the best of as many tokens as its tile ("boxes"). Unasked, a kernel takes boxes where they
+    are better than tiles of the flat order. ``backward``: plan its kernels as well, which about
+    doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
@@ -65,7 +65,7 @@ def build_plan(
     if tile is None:
         boxes = better(pattern, choice.tiling, block_mask, tested=data is not None)
     kernel = forward if boxes is None else on_boxes(forward, boxes)
-    back = build_backward(forward if tile is None else kernel, tile) if backward else None
+    back = build_backward(kernel, tile) if backward else None
     return Plan(
         pattern=pattern, forward=kernel, cpu=_cpu(pattern, cpu_tiling, tested=tested),
         backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back),
