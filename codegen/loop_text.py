@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnc.codegen.kernel_terms import KernelTerms
+from attnc.codegen.predicate import Level
 from attnc.codegen.simplify import from_first
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
@@ -58,7 +59,9 @@ class LoopText:
             out.line(f"{first} = {terms.tile.tile(segment.tiles.base)}")
             tiles = segment.tiles
             count = from_first(tiles.count, tiles.base, first, terms.tile.ranges)
-            out.line(f"end_{number} = {before}{terms.tile.tile(ex.maximum(count, ex.ZERO))}")
+            tight = Level.SUM if before else Level.COMPARE
+            end = terms.tile.tile(ex.maximum(count, ex.ZERO), tight)
+            out.line(f"end_{number} = {before}{end}")
             before = f"end_{number} + "
         out.line()
 

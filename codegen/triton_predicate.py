@@ -134,12 +134,15 @@ class TritonDialect(Printer):
 
     _FUNCTION: ClassVar[dict[type, str]] = {ex.Min: "tl.minimum", ex.Max: "tl.maximum"}
 
-    def tile(self, expr: ex.IntExpr) -> str:
-        """Return the text of a tile number or count: as ``integer``, brought back to 32 bits."""
+    def tile(self, expr: ex.IntExpr, level: Level = Level.COMPARE) -> str:
+        """Return the text of a tile number or count: as ``integer``, brought back to 32 bits.
+
+        Args: ``level``: how tight the text must bind where it stands.
+        """
         simple = simplify_int(expr, self.ranges)
         if self._needs_wide(simple):
             return f"({self._int(simple, Level.COMPARE, True)}).to(tl.int32)"
-        return self._int(simple, Level.COMPARE, False)
+        return self._int(simple, level, False)
 
     def _needs_wide(self, expr: ex.IntExpr) -> bool:
         """Whether some intermediate value of a term may leave 32 bits."""

@@ -109,6 +109,14 @@ def test_random_patterns(text: str, tile: Tiling, nq: int, nk: int) -> None:
     kn.assert_agrees(plan, nq, nk)
 
 
+@pytest.mark.parametrize("n", [1, 17, 40])
+def test_bounds_that_are_shifts(n: int) -> None:
+    """A count like ``(nk + 6) >> 4`` is added whole: ``+`` binds tighter than ``>>``."""
+    text = "pattern p = { q -> k : k >= n - 9 or q == nq - 1 or (q + k) mod 7 == 0 }"
+    options: dict[str, Any] = {"head_dim": 16, "value_dim": 64, "dtype": "fp32"}
+    kn.assert_agrees(build_plan(load_text(text), tile=Tiling(16, 16), **options).forward, n, n)
+
+
 @pytest.mark.parametrize("form", ["ranges", "table"])
 @pytest.mark.parametrize("name", MADE)
 def test_numbers(name: str, form: str) -> None:
