@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir.blockmask import BlockMask, Counts
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
+from attnc.costs import Costed
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class Scores:
     scale: float | None
 
 
-class Pattern:
+class Pattern(Costed):
     """A pattern with its parameters bound: which keys each query sees.
 
     Made by ``attnc.load``, ``attnc.parse`` and ``attnc.zoo``; patterns with equal IR are equal.
@@ -403,6 +404,7 @@ def compile(
     tile: AnyTileLike | None = None,
     cpu_tile: TileLike | None = None,
     align: str = "top-left",
+    orders: str | Sequence[int] = "auto",
     folder: str | Path | None = None,
     cache: bool = True,
 ) -> Op:
@@ -423,6 +425,9 @@ def compile(
             position i ("top-left"), or at ``i + K - Q`` ("bottom-right"), as the last tokens of
             the keys' sequence. Queries in front of that sequence see nothing, and inputs are as
             long as it. A decode step always has its queries at the end.
+        orders: the token orders that disjoint parts of the pattern may take on a CPU: what pays
+            ("auto"), none but the natural one ("natural"), or residue classes, as ``(1, 64)``: what
+            lies at multiples of 64 runs in classes of tokens 64 apart. The mask is the same.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,
@@ -441,7 +446,7 @@ def compile(
 
     chosen = options(
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
-        cpu_tile=cpu_tile, align=align,
+        cpu_tile=cpu_tile, align=align, orders=orders,
     )
     op = compile_pattern(p.ir, chosen, folder=folder, keep=cache)
     op.pattern = p

@@ -19,6 +19,9 @@ _CUT = re.compile(r"^# --- cut: \w+ ---\n", flags=re.MULTILINE)
 PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_windows.py", "cpu_backward.py")
 """Files whose text below the cut line stands, verbatim, in every written module."""
 
+PARTS = "cpu_parts.py"
+"""The same for a plan that has parts in other token orders."""
+
 _NOT_PASTED = ("__future__", *(f"attnc.codegen.{name[:-3]}" for name in PASTED))
 
 
@@ -34,7 +37,7 @@ def emit_cpu(plan: CpuPlan) -> str:
     """
     if is_gathered(plan):
         return emit_gathered(plan)
-    imports, executor = pasted()
+    imports, executor = pasted(PASTED + ((PARTS,) if plan.parts else ()))
     out = Writer()
     out.line(imports)
     out.line()
@@ -45,15 +48,47 @@ def emit_cpu(plan: CpuPlan) -> str:
     out.line(executor)
     out.line()
     out.line()
+    if plan.parts:
+        for number, part in enumerate(plan.parts, start=1):
+            one = CpuPlan(block_mask=part.block_mask, strips=part.strips)
+            _emit_tiles(out, one, f"_part_{number}", f"_CPU_TILES_{number}")
+        pairs = [f"({p.modulus}, _CPU_TILES_{n})" for n, p in enumerate(plan.parts, start=1)]
+        with out.block("_CPU_PARTS: _Parts = ("):
+            for pair in pairs:
+                out.line(f"{pair},")
+        out.line(")")
+        what, forward = "_CPU_PARTS", "_cpu_in_parts"
+    else:
+        _emit_tiles(out, plan, "", "_CPU_TILES")
+        what, forward = "_CPU_TILES", "_cpu_attention"
+    out.line()
+    out.line()
+    with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
+        out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
+        out.line(f"return {forward}({what}, q, k, v, scale)")
+    out.line()
+    out.line()
+    with out.block(
+        "def _cpu_backward(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs):"
+    ):
+        out.line('"""Run it backward. Returns dq, dk, dv, those of inputs; None: not wanted."""')
+        out.line("given = (q, k, v, out, lse, grad_out, grad_lse)")
+        out.line(f"grads = {forward}_backward({what}, *given, scale, needs)")
+        out.line("return *grads, [None for tensors in extra[:1] for _ in tensors]")
+    return out.text()
+
+
+def _emit_tiles(out: Writer, plan: CpuPlan, part: str, name: str) -> None:
+    """Print the strips of a plan, or of a part of one, as functions and a ``_CpuTiles``."""
     heads = plan.block_mask.pattern.heads
     strips, full = [], []
     for number, strip in enumerate(plan.strips, start=1):
-        name = f"_strip_{number}"
-        _emit_rows(out, f"{name}_rows", strip.tiles, heads, "Key tiles of strip")
-        settings = [f"rows={name}_rows"]
+        own = f"{part}_strip_{number}"
+        _emit_rows(out, f"{own}_rows", strip.tiles, heads, f"Key tiles of strip {number}")
+        settings = [f"rows={own}_rows"]
         if strip.residual != ex.TRUE:
-            _emit_keep(out, f"{name}_keep", strip.residual, heads)
-            settings.append(f"keep={name}_keep")
+            _emit_keep(out, f"{own}_keep", strip.residual, heads, number)
+            settings.append(f"keep={own}_keep")
             if "h" in ex.free_vars(strip.residual):
                 settings.append("by_head=True")
         settings += _gaps(strip.tiles)
@@ -63,38 +98,24 @@ def emit_cpu(plan: CpuPlan) -> str:
                 settings.append(f"shift_from={strip.shift_from}")
         strips.append(f"_Strip({', '.join(settings)})")
     for number, tiles in enumerate(full_pieces(plan), start=1):
-        name = f"_full_{number}_rows"
-        _emit_rows(out, name, tiles, heads, "Key tiles that keep every pair, piece")
-        full.append(f"_Strip({', '.join([f'rows={name}', *_gaps(tiles)])})")
-    _emit_tuple(out, "_CPU_STRIPS", strips)
-    _emit_tuple(out, "_CPU_FULL", full)
+        own = f"{part}_full_{number}_rows"
+        _emit_rows(out, own, tiles, heads, f"Key tiles that keep every pair, piece {number}")
+        full.append(f"_Strip({', '.join([f'rows={own}', *_gaps(tiles)])})")
+    own = part.upper() if part else "_CPU"
+    _emit_tuple(out, f"{own}_STRIPS", strips)
+    _emit_tuple(out, f"{own}_FULL", full)
     tiling = plan.tiling
     kv_heads = ", kv_heads=True" if plan.block_mask.pattern.kv_heads else ""
     out.line(
-        f"_CPU_TILES = _CpuTiles(q={tiling.q}, k={tiling.k}, heads={heads}, "
-        f"strips=_CPU_STRIPS, full=_CPU_FULL{kv_heads})"
+        f"{name} = _CpuTiles(q={tiling.q}, k={tiling.k}, heads={heads}, "
+        f"strips={own}_STRIPS, full={own}_FULL{kv_heads})"
     )
-    out.line()
-    out.line()
-    with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
-        out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
-        out.line("return _cpu_attention(_CPU_TILES, q, k, v, scale)")
-    out.line()
-    out.line()
-    with out.block(
-        "def _cpu_backward(q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs):"
-    ):
-        out.line('"""Run it backward. Returns dq, dk, dv, those of inputs; None: not wanted."""')
-        out.line("given = (q, k, v, out, lse, grad_out, grad_lse)")
-        out.line("grads = _cpu_attention_backward(_CPU_TILES, *given, scale, needs)")
-        out.line("return *grads, [None for tensors in extra[:1] for _ in tensors]")
-    return out.text()
 
 
-def pasted() -> tuple[str, str]:
+def pasted(files: tuple[str, ...] = PASTED) -> tuple[str, str]:
     """Return the imports and the bodies of the pasted files."""
     imports, bodies = [], []
-    for name in PASTED:
+    for name in files:
         text = Path(__file__).with_name(name).read_text(encoding="utf-8")
         head, body = _CUT.split(text)
         imports += [
@@ -121,9 +142,8 @@ def _emit_rows(
 ) -> None:
     ranges = {**TILE_RANGES, "h": (0, heads - 1 if heads else 0)}
     dialect = HostDialect({n: n for n in TILE_VARS}, ranges)
-    number = "".join(c for c in name if c.isdigit())
     with out.block(f"def {name}(qb, h, nq, nk, NQ, NK):"):
-        out.line(f'"""{what} {number}: the first, how many."""')
+        out.line(f'"""{what}: the first, how many."""')
         out.line(f"{dialect.name('base', tiles.base)} = {dialect.integer(tiles.base)}")
         count = from_first(tiles.count, tiles.base, "base", dialect.ranges)
         out.line(f"count = {dialect.integer(count)}")
@@ -132,10 +152,11 @@ def _emit_rows(
     out.line()
 
 
-def _emit_keep(out: Writer, name: str, residual: ex.BoolExpr, heads: int | None) -> None:
+def _emit_keep(
+    out: Writer, name: str, residual: ex.BoolExpr, heads: int | None, number: int
+) -> None:
     ranges = {**TOKEN_RANGES, "h": (0, heads - 1 if heads else 0)}
     dialect = HostDialect({n: n for n in TOKEN_VARS}, ranges)
-    number = "".join(c for c in name if c.isdigit())
     with out.block(f"def {name}(q, k, h, nq, nk):"):
         out.line(f'"""Whether the pattern keeps a pair inside strip {number}."""')
         out.line(f"return {dialect.boolean(residual)}")

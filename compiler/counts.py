@@ -7,11 +7,13 @@ Where tiles wait for data, ``data_tiles.py`` counts.
 
 from __future__ import annotations
 
+from dataclasses import fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Piece, Tiling
-from attnc.compiler.ir.plan import DataTiles
+from attnc.compiler.ir.plan import CpuPlan, DataTiles
 from attnc.compiler.passes import data_tiles
 from attnc.compiler.passes.classify import classify
 
@@ -68,6 +70,30 @@ def count(
         visited=visited, masked=masked, pairs_kept=pairs_kept(block_mask, nq, nk),
         pairs_computed=int(np.int64(computed)),
     )
+
+
+def count_cpu(
+    plan: CpuPlan, nq: int, nk: int, given: Mapping[str, Any] | None = None
+) -> Counts:
+    """Count what the CPU executor does; of parts in other orders all classes together.
+
+    The tiles of a part are those of its classes: pairs of tokens in different classes have none.
+    """
+    if not plan.parts:
+        return count(plan.block_mask, nq, nk, plan.data, given)
+    total = Counts(
+        full=0, partial=0, empty=0, visited=0, masked=0, pairs_kept=0, pairs_computed=0
+    )
+    for part in plan.parts:
+        ends = sorted({0, nq % part.modulus, nk % part.modulus, part.modulus})
+        for first, stop in pairwise(ends):
+            q, k = (max(0, -(-(n - first) // part.modulus)) for n in (nq, nk))
+            one = count(part.block_mask, q, k)
+            total = Counts(*(
+                getattr(total, f.name) + (stop - first) * getattr(one, f.name)
+                for f in fields(Counts)
+            ))
+    return total
 
 
 def _visits(

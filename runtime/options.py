@@ -10,6 +10,7 @@ from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Align, Pattern
 from attnc.compiler.ir.plan import TARGETS, Plan, Target
+from attnc.compiler.passes.token_order import Orders, OrdersLike, read_orders
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 _DTYPE_NAMES: Mapping[str, Dtype] = {
@@ -33,6 +34,7 @@ class Options:
     tile: Tiling | BoxTiling | Literal["boxes"] | None
     cpu_tile: Tiling | None
     align: Align = "top-left"
+    orders: Orders = "auto"
 
     def plan(self, pattern: Pattern) -> Plan:
         """Decide everything about the kernels of a pattern."""
@@ -40,7 +42,8 @@ class Options:
 
         return build_plan(
             pattern, head_dim=self.head_dim, value_dim=self.value_dim, dtype=self.dtype,
-            target=self.target, tile=self.tile, cpu_tile=self.cpu_tile, backward=True,
+            target=self.target, tile=self.tile, cpu_tile=self.cpu_tile, orders=self.orders,
+            backward=True,
         )
 
 
@@ -53,6 +56,7 @@ def options(
     tile: AnyTileLike | None,
     cpu_tile: TileLike | None,
     align: str = "top-left",
+    orders: OrdersLike = "auto",
 ) -> Options:
     """Check the options of a compilation and fill in what was left out.
 
@@ -78,6 +82,7 @@ def options(
         tile=None if tile is None else "boxes" if tile == "boxes" else as_any_tiling(tile),
         cpu_tile=None if cpu_tile is None else as_tiling(cpu_tile, "cpu_tile"),
         align=cast(Align, align),
+        orders=read_orders(orders),
     )
 
 

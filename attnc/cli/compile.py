@@ -46,6 +46,7 @@ def command(
     dtype: str,
     tile: object,
     align: str,
+    orders: object,
     heads: int | None,
     layer: int | None,
     output: Path,
@@ -69,7 +70,9 @@ def command(
     dropped: tuple[str, ...] = ()
     if lint and tile is None:
         tile, dropped = clean_tile(pattern, head_dim, value_dim, dtype, target)
-    plan = plan_for(pattern, head_dim, value_dim, dtype, target, tile)
+    plan = plan_for(
+        pattern, head_dim, value_dim, dtype, target, tile, orders=orders, backward=True
+    )
     try:
         from attnc.runtime.build import write_module
     except ImportError as missing:

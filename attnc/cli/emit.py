@@ -52,6 +52,7 @@ def command(
     dtype: str,
     tile: object,
     align: str,
+    orders: object,
     heads: int | None,
     inputs: dict[str, object],
     shape: OpenShape | None,
@@ -101,7 +102,8 @@ def command(
             from attnc.cli.planning import plan_for
 
             plan = plan_for(
-                pattern, head_dim, value_dim, dtype, target, tile, backward=stage == "plan"
+                pattern, head_dim, value_dim, dtype, target, tile, orders=orders,
+                backward=stage == "plan",
             )
             if explain:
                 for note in plan.notes:
@@ -152,16 +154,24 @@ def emit_blocks(
     part = plan.cpu if target == "cpu" else plan.forward
     facts["tile"] = str(part.tiling)
     texts = [show(part.block_mask).rstrip()]
+    if target == "cpu" and plan.cpu.parts:
+        texts = [
+            f"in classes of {own.modulus}\n{show(own.block_mask).rstrip()}"
+            for own in plan.cpu.parts
+        ]
     if part.data is not None:
         texts.append(tests_text(part.data))
     if at is not None:
         import dataclasses
 
-        from attnc.compiler.counts import count
+        from attnc.compiler.counts import count, count_cpu
 
         loaded, shape = at
         nq, nk, given = loaded.data(shape.nq, shape.nk, extents=dict(shape.extents))
-        counted = dataclasses.asdict(count(part.block_mask, nq, nk, part.data, given))
+        counted = dataclasses.asdict(
+            count_cpu(plan.cpu, nq, nk, given) if target == "cpu"
+            else count(part.block_mask, nq, nk, part.data, given)
+        )
         texts.append(counts_text(counted, Shape(nq, nk)))
         facts |= counted
     return "\n\n".join(texts), facts

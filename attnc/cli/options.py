@@ -261,12 +261,25 @@ def shape_option(help_text: str) -> Callable[[F], F]:
                         metavar="n=TOKENS", help=help_text)
 
 
+def read_orders(context: click.Context, parameter: click.Parameter, value: str) -> object:
+    """Read ``--orders``."""
+    from attnc.compiler.passes.token_order import read_orders as read
+
+    try:
+        return read(value)
+    except ValueError as wrong:
+        raise click.BadParameter(str(wrong)) from None
+
+
 def plan_options(command: F) -> F:
     """Add the flags that decide what is generated."""
     for decorate in (
         click.option("--align", type=click.Choice(ALIGNMENTS), default="top-left",
                      show_default=True, help="Where queries stand if there are fewer or more of "
                      "them than keys: query i at i, or so that the last one is at the last key."),
+        click.option("--orders", default="auto", callback=read_orders, metavar="M,M",
+                     help="Token orders that parts of the pattern may take on a CPU: auto, natural "
+                     "or residue classes, such as 1,64.  [default: auto]"),
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
                      help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
                      "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),

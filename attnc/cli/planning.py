@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 def plan_for(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object,
-    *, backward: bool = False,
+    *, orders: Any = "auto", backward: bool = False,
 ) -> Plan:
     """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile.
 
-    ``backward``: with the kernels of the backward.
+    ``orders``: as ``token_order.read_orders`` returns them. ``backward``: with the kernels of the
+    backward.
     """
     from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.gridmask import BoxTiling
@@ -47,6 +48,7 @@ def plan_for(
             target=cast(Any, "sm_90" if on_cpu else target),
             tile=None if on_cpu else cast(Any, tile),
             cpu_tile=cast(Tiling | None, tile) if on_cpu else None,
+            orders=orders,
             backward=backward,
         )
     except ValueError as wrong:
@@ -102,12 +104,17 @@ def not_compiled(refused: RuntimeError) -> CompileError:
 
 def needs_torch(missing: ImportError) -> CompileError:
     """Return the error for a verb that needs torch or triton where they are not installed."""
+    return needs_package(missing, "torch")
+
+
+def needs_package(missing: ImportError, extra: str) -> CompileError:
+    """Return the error for what needs a package that an extra of attnc brings."""
     return CompileError(
         [
             Diagnostic(
                 code="ATT0507",
-                message=f"this needs `{missing.name or 'torch'}`, which is not installed",
-                help='install it with `pip install "attnc[torch]"`',
+                message=f"this needs `{missing.name or extra}`, which is not installed",
+                help=f'install it with `pip install "attnc[{extra}]"`',
             )
         ]
     )

@@ -234,7 +234,7 @@ def run(
     from attnc.api import Pattern as Face
     from attnc.api import compile as compile_op
     from attnc.codegen.inputs import argument
-    from attnc.compiler.counts import count
+    from attnc.compiler.counts import count, count_cpu
     from attnc.compiler.counts_grid import count_grid
     from attnc.runtime import trial
     from attnc.runtime.inputs import made_up
@@ -268,16 +268,23 @@ def run(
     steps.step("timing")
     timed_dense = max(nq, nk) <= DENSE_TOKENS if dense is None else dense
     times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense, **asked)
-    plan = op.plan.forward if on_gpu else op.plan.cpu
     boxes = op.plan.forward.boxes if on_gpu else None
+    if boxes is not None:
+        counts = count_grid(boxes)
+    elif on_gpu:
+        kernel = op.plan.forward
+        counts = count(kernel.block_mask, nq, nk, kernel.data, read)
+    else:
+        counts = count_cpu(op.plan.cpu, nq, nk, read)
     return Report(
         pattern=pattern,
         file=file,
         inputs=inputs,
-        tile=str(plan.tiling if boxes is None else boxes.tiling),
-        counts=dataclasses.asdict(
-            count(plan.block_mask, nq, nk, plan.data, read) if boxes is None else count_grid(boxes)
+        tile=str(
+            boxes.tiling if boxes is not None
+            else op.plan.forward.tiling if on_gpu else op.plan.cpu.tiling
         ),
+        counts=dataclasses.asdict(counts),
         verdict=verdict,
         times=times,
         module=Path(op.path),

@@ -131,8 +131,24 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuPart:
+    """CPU: one of the disjoint parts of a pattern, in the residue classes of ``modulus``.
+
+    Token ``a`` of class ``r`` stands at ``a * modulus + r``; ``block_mask`` and ``strips`` count
+    the tokens of a class and serve every class.
+    """
+
+    modulus: int
+    block_mask: BlockMask
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CpuPlan:
     """The CPU executor's strips (pairwise disjoint; results merge by log-sum-exp).
+
+    ``parts``: the pattern is cut into parts in other token orders instead; ``strips`` is empty, and
+    ``block_mask`` is the pattern in its natural order still.
 
     ``block_mask`` has the same tiling and tells full from partial tiles for the report.
     The gathered executor runs where ``data`` is set or the pattern has score terms: ``segments``
@@ -144,6 +160,7 @@ class CpuPlan:
     strips: tuple[Strip, ...]
     segments: tuple[Segment, ...] = ()
     data: DataTiles | None = None
+    parts: tuple[CpuPart, ...] = ()
 
     @property
     def tiling(self) -> Tiling:

@@ -10,7 +10,15 @@ from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
-from attnc.compiler.ir.plan import BackwardPlan, DataTiles, ForwardPlan, LoopPlan, Plan, Segment
+from attnc.compiler.ir.plan import (
+    BackwardPlan,
+    DataTiles,
+    ForwardPlan,
+    LoopPlan,
+    Plan,
+    Segment,
+    Strip,
+)
 from attnc.compiler.ir.transpose import transposed
 
 
@@ -135,16 +143,21 @@ def _plan(plan: Plan) -> list[str]:
     lines.append(f"cpu tile {plan.cpu.tiling}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)
-    for strip in plan.cpu.strips:
-        line = f"  strip {show_tiles(strip.tiles)}"
-        if strip.residual != ex.TRUE:
-            line += f" check {ex.show(strip.residual)}"
-        if strip.shift is not None:
-            rows, tiles = strip.shift
-            line += f" mask repeats every {rows} rows, {tiles} tiles on"
-            line += f", from row {strip.shift_from}" if strip.shift_from else ""
-        lines.append(line)
+    lines += map(_strip, plan.cpu.strips)
+    for part in plan.cpu.parts:
+        lines += [f"  in classes of {part.modulus}", *map(_strip, part.strips)]
     return lines + [f"note {note}" for note in plan.notes]
+
+
+def _strip(strip: Strip) -> str:
+    line = f"  strip {show_tiles(strip.tiles)}"
+    if strip.residual != ex.TRUE:
+        line += f" check {ex.show(strip.residual)}"
+    if strip.shift is not None:
+        rows, tiles = strip.shift
+        line += f" mask repeats every {rows} rows, {tiles} tiles on"
+        line += f", from row {strip.shift_from}" if strip.shift_from else ""
+    return line
 
 
 def _forward(forward: ForwardPlan) -> list[str]:

@@ -38,6 +38,9 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
             if not alike and ir.forward.boxes is None:
                 found.append(_broken("one executor tests tiles and the other does not"))
             found += _backward(ir.backward, ir.forward) if ir.backward is not None else []
+            found += [wrong for part in ir.cpu.parts for wrong in verify(part.block_mask)]
+            if ir.cpu.parts and ir.cpu.strips:
+                found.append(_broken("the executor has parts and strips beside them"))
     return tuple(found)
 
 

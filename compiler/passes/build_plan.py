@@ -8,15 +8,16 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import BackwardPlan, CpuPlan, ForwardPlan, Plan, Segment, Target
+from attnc.compiler.ir.plan import BackwardPlan, CpuPlan, ForwardPlan, Plan, Target
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
+from attnc.compiler.passes.cpu_plan import build_cpu
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.grid_plan import on_boxes
 from attnc.compiler.passes.grid_tiles import better, choose
-from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop, reachable
-from attnc.compiler.passes.strips import strips
+from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop
+from attnc.compiler.passes.token_order import Orders
 
 
 def build_plan(
@@ -28,6 +29,7 @@ def build_plan(
     target: Target = "sm_90",
     tile: Tiling | BoxTiling | Literal["boxes"] | None = None,
     cpu_tile: Tiling | None = None,
+    orders: Orders = "auto",
     backward: bool = False,
 ) -> Plan:
     """Decide everything codegen needs.
@@ -35,8 +37,8 @@ def build_plan(
     Args: ``tile`` overrides the tile of all kernels (sides in tokens, powers of two from 16 to
     256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
     or the best of as many tokens as its tile ("boxes"). Unasked, a kernel takes boxes where they
-    are better than tiles of the flat order. ``backward``: plan its kernels as well, which about
-    doubles the work of isl.
+    are better than tiles of the flat order. ``orders``: the token orders that parts of the pattern
+    may take on a CPU. ``backward``: plan its kernels as well, which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
@@ -66,24 +68,11 @@ def build_plan(
         boxes = better(pattern, choice.tiling, block_mask, tested=data is not None)
     kernel = forward if boxes is None else on_boxes(forward, boxes)
     back = build_backward(kernel, tile) if backward else None
+    cpu = build_cpu(pattern, cpu_tiling, tested=tested, orders=orders)
     return Plan(
-        pattern=pattern, forward=kernel, cpu=_cpu(pattern, cpu_tiling, tested=tested),
-        backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back),
+        pattern=pattern, forward=kernel, cpu=cpu,
+        backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back) + _notes_of_parts(cpu),
     )
-
-
-def _cpu(pattern: Pattern, tiling: Tiling, *, tested: bool) -> CpuPlan:
-    """Plan the executor: strips, or the tiles to gather where data or score terms decide."""
-    mask, data, _ = tiles_of(pattern, tiling, tested=tested)
-    if data is None and pattern.score is None and pattern.sink is None:
-        found = tuple(s for s in strips(pattern, tiling) if reachable(s.tiles, tiling))
-        return CpuPlan(block_mask=mask, strips=found)
-    segments = tuple(
-        Segment(tiles=piece.tiles, mask=0 if piece.full else 1)
-        for piece in mask.pieces
-        if reachable(piece.tiles, tiling)
-    )
-    return CpuPlan(block_mask=mask, strips=(), segments=segments, data=data)
 
 
 def _check_tile(tile: Tiling) -> None:
@@ -124,6 +113,17 @@ def _notes(
     notes.append(f"rows are launched {forward.row_order}")
     notes += [f"widened: {note}" for note in mask.widened]
     return tuple(notes)
+
+
+def _notes_of_parts(cpu: CpuPlan) -> tuple[str, ...]:
+    """Say in which order the executor walks parts of the pattern."""
+    moduli = [part.modulus for part in cpu.parts]
+    if not moduli:
+        return ()
+    classes = " and ".join(f"classes of {m} tokens" for m in moduli if m > 1)
+    beside = f"{len(moduli)} disjoint parts, merged by log-sum-exp: " if len(moduli) > 1 else ""
+    natural = "tokens as they stand, and " if 1 in moduli else ""
+    return (f"on a CPU {beside}{natural}{classes} apart",)
 
 
 def _notes_of_keys(backward: BackwardPlan | None) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""Pattern IR -> CPU plan: strips, parts of them in other token orders, or gathered tiles."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir.blockmask import BlockMask, Tiling
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.plan import CpuPart, CpuPlan, Segment, Strip
+from attnc.compiler.passes.data_form import tiles_of
+from attnc.compiler.passes.loops import reachable
+from attnc.compiler.passes.strips import strips
+from attnc.compiler.passes.token_order import REFERENCE_TOKENS, Orders, Work, parts
+
+# What the executor spends beside the pairs of its tiles, in pairs for each query: measured on two
+# cores with heads of 64, as ratios to a causal window of 256.
+RUN_PAIRS = 32
+"""Each run of key tiles is a call of the flash kernel of its own, whose result is merged."""
+COPY_PAIRS = 80
+"""Classes are copied together, and their results back."""
+PART_PAIRS = 40
+"""Each part after the first is merged with the rows that stand already."""
+
+
+def build_cpu(
+    pattern: Pattern, tiling: Tiling, *, tested: bool, orders: Orders = "auto"
+) -> CpuPlan:
+    """Plan the executor.
+
+    Args: ``tested``: tiles wait for data, here or on the GPU. ``orders``: which token orders the
+        parts of a static pattern may take.
+    Raises: ValueError for orders that the pattern cannot take.
+    """
+    mask, data, _ = tiles_of(pattern, tiling, tested=tested)
+    found = parts(pattern, orders, tiling, weigh, apart=PART_PAIRS * REFERENCE_TOKENS)
+    if data is None and pattern.score is None and pattern.sink is None:
+        if found:
+            own = tuple(_part(part.modulus, part.pattern, tiling) for part in found)
+            return CpuPlan(block_mask=mask, strips=(), parts=own)
+        return CpuPlan(block_mask=mask, strips=_strips(pattern, tiling))
+    segments = tuple(
+        Segment(tiles=piece.tiles, mask=0 if piece.full else 1)
+        for piece in mask.pieces
+        if reachable(piece.tiles, tiling)
+    )
+    return CpuPlan(block_mask=mask, strips=(), segments=segments, data=data)
+
+
+def weigh(work: Work) -> float:
+    """Return what the executor spends on some tiles, in pairs."""
+    pairs = work.tiles * work.tiling.k + work.runs * RUN_PAIRS
+    pairs += work.rows * (COPY_PAIRS if work.modulus > 1 else 0)
+    return pairs * work.tiling.q
+
+
+def _part(modulus: int, pattern: Pattern, tiling: Tiling) -> CpuPart:
+    mask: BlockMask = tiles_of(pattern, tiling, tested=False)[0]
+    return CpuPart(modulus=modulus, block_mask=mask, strips=_strips(pattern, tiling))
+
+
+def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
+    return tuple(s for s in strips(pattern, tiling) if reachable(s.tiles, tiling))
