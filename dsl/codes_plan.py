@@ -14,6 +14,13 @@ PLAN_CODES: tuple[Code, ...] = (
         "attnc emit longformer.attn --tile 128x64",
     ),
     Code(
+        "ATT0406", "a cost that cannot be predicted",
+        "The cost model does not know the device, the kind of call or the shapes.",
+        "GPUs are known by name; a CPU by a calibration, which measures it once, forward only.",
+        "attnc cost causal --heads 6 --kv-heads 4",
+        "attnc cost causal --heads 8 --kv-heads 4",
+    ),
+    Code(
         "ATT0407", "index arithmetic that may leave 64 bits",
         "An expression of the plan could leave 64-bit integers at the largest lengths.",
         "The written code computes indices with 64-bit integers and must never wrap.",

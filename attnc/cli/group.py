@@ -13,6 +13,7 @@ VERBS: dict[str, str] = {
     "check": "Check files and print what is wrong in them.",
     "fmt": "Format files.",
     "emit": "Print one stage of the compilation.",
+    "cost": "Predict what a pattern costs on a device, without running it.",
     "mask": "Write or draw the dense mask of a pattern.",
     "compile": "Write a pattern as a Python module with its kernels.",
     "run": "Compile a pattern, run it on real input and verify it.",

@@ -1,0 +1,143 @@
+"""A pattern and how it is called -> what that costs: the face of the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnc.compiler.cost.predict import Prediction, Setting, Work
+    from attnc.compiler.ir import pattern as pat
+    from attnc.compiler.loaded import Loaded
+    from attnc.runtime.options import AnyTileLike
+
+_HEAD_DIMS = range(16, 257)
+
+
+class Costed:
+    """The part of a pattern that predicts costs."""
+
+    __slots__ = ()
+
+    _source: pat.Pattern | Loaded
+
+    def cost(
+        self,
+        n: int | None = None,
+        *,
+        nq: int | None = None,
+        nk: int | None = None,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        batch: int = 1,
+        head_dim: int = 64,
+        value_dim: int | None = None,
+        dtype: object = "bf16",
+        device: str = "h200",
+        work: str = "forward",
+        queries: int = 1,
+        tile: AnyTileLike | None = None,
+        inputs: Mapping[str, object] | None = None,
+        extents: Mapping[str, int] | None = None,
+    ) -> Prediction:
+        """Predict what an op of the pattern costs on a device, without running or having it.
+
+        Counts are exact; times rest on ``assumptions``, with their error. Printed, the result is
+        the table of ``attnc cost``.
+        Units: lengths and tiles in tokens, times in microseconds.
+        Args:
+            heads, kv_heads: how many; those of the pattern, or 1, when not given.
+            device: a100, h100, h200, b200, mi300x; "cpu" is this machine, once ``attnc cost
+                --calibrate`` has measured it.
+            work: "forward", "backward" (that alone), or "decode": a step of ``queries`` last
+                queries against a cache of ``n`` keys.
+            tile, inputs, extents: as for ``blocks``.
+        Raises: ValueError for a wrong option, CompileError where an input is missing.
+        """
+        given = self._given("cost", n, nq, nk, inputs, extents, None)  # type: ignore[attr-defined]
+        from attnc.compiler.ir import pattern as pat
+        from attnc.runtime.options import as_any_tiling, as_dtype
+
+        if isinstance(self._source, pat.Pattern):
+            ir, data = self._source, self._source.given(**given)
+        else:
+            source = self._source.with_inputs(given["inputs"])
+            ir = source.ir
+            given["nq"], given["nk"], data = source.data(**given)
+        asked = setting_of(
+            ir, given["nq"], given["nk"], heads=heads, kv_heads=kv_heads, batch=batch,
+            head_dim=head_dim, value_dim=value_dim, dtype=as_dtype(dtype), device=device,
+            work=work, queries=queries,
+            tile=None if tile is None else "boxes" if tile == "boxes" else as_any_tiling(tile),
+        )
+        return predict_on(ir, asked, data)
+
+
+def setting_of(
+    pattern: pat.Pattern, nq: int, nk: int, *, heads: int | None, kv_heads: int | None,
+    head_dim: int, value_dim: int | None, work: str, **others: Any,
+) -> Setting:
+    """Fill in what was left out, and check what was given.
+
+    Raises: ValueError that names the option, what it is and what was expected.
+    """
+    from attnc.compiler.cost.predict import Setting
+
+    if work not in ("forward", "backward", "decode"):
+        raise ValueError(f"work must be forward, backward or decode, got {work!r}")
+    own = pattern.heads
+    if own is not None and pattern.kv_heads:
+        if kv_heads not in (None, own):
+            raise ValueError(f"`{pattern.name}` is for {own} KV heads, not for {kv_heads}")
+        kv_heads, heads = own, own if heads is None else heads
+    elif own is not None:
+        if heads not in (None, own):
+            raise ValueError(f"`{pattern.name}` is for {own} heads, not for {heads}")
+        heads = own
+    if heads is None:
+        heads = 1 if kv_heads is None else kv_heads
+    kv_heads = heads if kv_heads is None else kv_heads
+    wide = head_dim if value_dim is None else value_dim
+    for name, value in (("heads", heads), ("kv_heads", kv_heads), ("batch", others["batch"])):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer from 1, got {value!r}")
+    for name, value in (("head_dim", head_dim), ("value_dim", wide)):
+        if isinstance(value, bool) or value not in _HEAD_DIMS:
+            raise ValueError(f"{name} must be an integer from 16 to 256, got {value!r}")
+    chosen: Work = work  # type: ignore[assignment]
+    return Setting(
+        nq=nq, nk=nk, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=wide,
+        work=chosen, **others,
+    )
+
+
+def predict_on(
+    pattern: pat.Pattern, setting: Setting, given: Mapping[str, Any]
+) -> Prediction:
+    """Predict on a GPU by name, or on this machine by its calibration.
+
+    Raises: ValueError where the setting cannot be served, or this machine was not measured.
+    """
+    if setting.device != "cpu":
+        from attnc.compiler.cost.predict import predict
+
+        return predict(pattern, setting, given)
+    from attnc.compiler.cost.machine import predict_cpu, read_calibration
+
+    path = calibration_path()
+    try:
+        calibration = read_calibration(path)
+    except OSError as missing:
+        raise ValueError(
+            "this machine was not measured yet; `attnc cost --calibrate` does, in a minute"
+        ) from missing
+    return predict_cpu(pattern, setting, given, calibration)
+
+
+def calibration_path() -> Path:
+    """Return where the calibration of this machine is kept."""
+    from attnc.runtime.cache import cache_folder
+
+    return cache_folder() / "machine.json"
+

@@ -1,0 +1,63 @@
+"""Pattern, setting -> what each tile that the compiler may take would cost, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attnc.compiler.cost.model import MEANING, TERMS
+from attnc.compiler.cost.predict import AnyTiling, Prediction, Setting, device_of
+from attnc.compiler.ir.blockmask import Tiling
+from attnc.compiler.ir.gridmask import rank_of
+from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.passes import tiles
+
+CPU_TILES = (Tiling(32, 32), Tiling(64, 32), Tiling(64, 64), Tiling(128, 64))
+
+Predict = Callable[[Pattern, Setting, Mapping[str, Any]], Prediction]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A tile, its time, and what makes it slower than the chosen one (or faster)."""
+
+    tile: str
+    time_us: float
+    why: str
+
+
+def alternatives(
+    pattern: Pattern, setting: Setting, given: Mapping[str, Any], chosen: Prediction,
+    predict: Predict,
+) -> tuple[Alternative, ...]:
+    """Predict the forward for every tile of the target's table, and for boxes of a grid."""
+    asked: list[AnyTiling] = []
+    if setting.device == "cpu":
+        asked += CPU_TILES
+    else:
+        target = device_of(setting.device).target
+        rows = tiles.candidates(target, setting.head_dim, setting.value_dim, setting.dtype)
+        asked += [row.tiling for row in rows]
+        if rank_of(pattern) > 1 and None not in pattern.lengths:
+            asked.append("boxes")
+    found = []
+    for tile in asked:
+        other = predict(pattern, replace(setting, tile=tile), given)
+        plan = other.kernels[0].plan
+        if plan == chosen.kernels[0].plan:
+            continue
+        found.append(Alternative(tile=plan, time_us=other.time_us, why=_why(chosen, other)))
+    return tuple(sorted(found, key=lambda one: one.time_us))
+
+
+def _why(chosen: Prediction, other: Prediction) -> str:
+    """Say what changes most between two predictions."""
+    mine, theirs = chosen.cost.terms, other.cost.terms
+    term = max(TERMS, key=lambda t: abs(theirs[t] - mine[t]))
+    change = theirs[term] - mine[term]
+    what = f"{change:+,.0f} us for {MEANING[term]}"
+    pairs = other.counts.pairs_computed / max(chosen.counts.pairs_computed, 1)
+    if abs(pairs - 1) >= 0.02:
+        what += f", {pairs:.2f} times the pairs"
+    return what
