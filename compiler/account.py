@@ -53,16 +53,20 @@ class Spent(OverBudget):
 
 
 @contextmanager
-def budget(operations: int = BUDGET_OPERATIONS, *, share: int = 1) -> Iterator[None]:
+def budget(
+    operations: int = BUDGET_OPERATIONS, *, share: int = 1, gone: int = 0
+) -> Iterator[None]:
     """Run isl under an operation budget, or a part of it; budgets do not nest.
 
+    ``gone``: what was spent of it beforehand.
     Raises: Spent when it ends, OverBudget for any other refusal of isl.
     """
     global _share
     assert not CONTEXT.get_max_operations(), "an isl budget inside another"
+    afford(gone, operations, share=share)
     _share = share
     CONTEXT.reset_operations()
-    CONTEXT.set_max_operations(max(operations // share, 1))
+    CONTEXT.set_max_operations(max(operations // share - gone, 1))
     try:
         yield
     except isl.Error as error:
@@ -72,6 +76,12 @@ def budget(operations: int = BUDGET_OPERATIONS, *, share: int = 1) -> Iterator[N
     finally:
         CONTEXT.set_max_operations(0)
         CONTEXT.reset_operations()
+
+
+def afford(gone: int, operations: int = BUDGET_OPERATIONS, *, share: int = 1) -> None:
+    """Raise Spent if a budget, or a part of it, would have ended."""
+    if gone >= operations // share:
+        raise Spent(f"more than {operations // share:,} isl operations")
 
 
 def reraise_over_budget(error: isl.Error) -> None:
@@ -102,7 +112,7 @@ def within(left: Relation, right: Relation) -> bool:
         return bool(left.is_subset(right))
 
 
-def apart(left: isl.Set, right: isl.Set) -> bool:
+def apart(left: Relation, right: Relation) -> bool:
     """Return whether two sets have nothing in common."""
     with _hard(left, right):
         return bool(left.is_disjoint(right))
@@ -156,18 +166,35 @@ def _parts_and_divs(of: isl.Set | isl.Map) -> tuple[int, int]:
     return len(parts), max((part.dim(isl.dim_type.div) for part in parts), default=0)
 
 
+def spent() -> int:
+    """Return how many operations were spent of the budget that runs."""
+    limit = CONTEXT.get_max_operations()
+    most = _spent(limit)
+    least = most // 2
+    while least + 1 < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if _lasts(middle) else (middle, most)
+    CONTEXT.set_max_operations(limit)
+    return most
+
+
 def _spent(limit: int) -> int:
     """Return how many operations were spent, rounded up to a power of two.
 
-    isl keeps the count to itself: its limit is raised until it no longer bites.
+    isl keeps the count to itself: what is sought is the least limit that does not bite.
     """
-    spent = 64
-    while spent < limit:
-        CONTEXT.set_max_operations(spent)
-        try:
-            isl.Val.int_from_si(CONTEXT, 2)
-        except isl.Error:
-            spent *= 2
-        else:
-            break
-    return spent
+    low, high = 6, max((limit - 1).bit_length(), 6)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _lasts(1 << middle) else (middle + 1, high)
+    return 1 << low
+
+
+def _lasts(limit: int) -> bool:
+    """Whether fewer operations than a limit were spent."""
+    CONTEXT.set_max_operations(limit)
+    try:
+        isl.Val.int_from_si(CONTEXT, 2)
+    except isl.Error:
+        return False
+    return True

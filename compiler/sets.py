@@ -7,7 +7,6 @@ isl runs under the operation budget of ``account.py``. Past the budget every fun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 
 import islpy as isl
 
@@ -15,6 +14,7 @@ from attnc.compiler.account import (
     CONTEXT,
     OverBudget,
     Spent,
+    afford,
     apart,
     budget,
     equal,
@@ -22,13 +22,14 @@ from attnc.compiler.account import (
     least,
     minus,
     reraise_over_budget,
+    spent,
     within,
 )
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 
-__all__ = ["OverBudget", "Spent", "apart", "budget", "equal", "greatest", "least", "minus",
-           "reraise_over_budget", "within"]  # fmt: skip
+__all__ = ["OverBudget", "Spent", "afford", "apart", "budget", "equal", "greatest", "least",
+           "minus", "reraise_over_budget", "spent", "within"]  # fmt: skip
 
 WARNING_SHARE = 4
 """A question that only a warning hangs on gets one part of the budget in so many."""
@@ -231,11 +232,11 @@ def whole(value: isl.Val) -> int:
     return int(value.get_num_si())  # not to_python: it prints, which the budget may forbid
 
 
-def rational(value: isl.Val) -> Fraction:
-    """Return an isl value as an exact fraction."""
+def nonzero(value: isl.Val) -> bool:
+    """Whether an isl value is a number other than zero. Raises: OverBudget for what is none."""
     if not value.is_rat():
         raise OverBudget("isl has no number here")
-    return Fraction(value.get_num_si(), whole(value.get_den_val()))
+    return not value.is_zero()
 
 
 def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntExpr:
@@ -259,9 +260,9 @@ def int_expr(aff: isl.Aff, names: Callable[[isl.dim_type, int], str]) -> ex.IntE
 
 def _times(value: isl.Val, denominator: int) -> int:
     """Return a multiple of a fraction that is whole."""
-    if value.is_zero():
+    if not nonzero(value):
         return 0
-    return int(rational(value) * denominator)
+    return int(value.get_num_si()) * denominator // whole(value.get_den_val())
 
 
 def gather_mod(total: ex.IntExpr) -> ex.IntExpr:
@@ -312,7 +313,7 @@ def has_known_divs(aff: isl.Aff) -> bool:
     return all(
         aff.get_div(i).get_denominator_val().is_pos()
         for i in range(aff.dim(isl.dim_type.div))
-        if rational(aff.get_coefficient_val(isl.dim_type.div, i))
+        if nonzero(aff.get_coefficient_val(isl.dim_type.div, i))
     )
 
 

@@ -1,12 +1,7 @@
-"""Pattern IR -> block-mask IR: full, partial and empty tiles, exactly, symbolic in the lengths.
-
-With R the pattern, D all pairs of the padded grid, T the map from a pair of tokens to its tiles:
-``nonempty = T(R)``, ``holes = T(D - R)``, ``full = nonempty - holes``, and ``partial`` is both.
-"""
+"""Pattern IR -> block-mask IR: full, partial and empty tiles, exactly, symbolic in the lengths."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import islpy as isl
@@ -17,6 +12,8 @@ from attnc.compiler.ir.blockmask import TILE_VARS, BlockMask, Piece, Progression
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes import progression as prog
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.powers import far_powers
+from attnc.compiler.passes.relations import Relations, project, refined
 from attnc.compiler.passes.residual import residual
 
 MAX_RESIDUALS = 8
@@ -37,18 +34,6 @@ SIMPLE = 36
 """Operations in the bounds of a piece below which no simpler form is looked for."""
 
 
-@dataclass(frozen=True)
-class Relations:
-    """A pattern projected on one tiling: relations ``{ [qb] -> [kb] }`` and what they came from."""
-
-    pairs: isl.Map
-    token_tiles: isl.Map
-    nonempty: isl.Map
-    full: isl.Map
-    partial: isl.Map
-    context: isl.Set
-
-
 def classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     """Sort the tiles of a pattern into full, partial and empty, exactly.
 
@@ -67,18 +52,31 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
         return BlockMask(pattern=pattern, tiling=tiling, pieces=())
     notes: list[str] = []
     share = share_of(pattern)
-    for attempt, failure in (
-        (_exact, "full tiles are masked too"),
-        (_visited, "each row visits the hull of its tiles"),
-        (_hull, "each row visits all tiles"),
-    ):
+    far = far_powers(pattern, tiling, share)
+    if far is not None:
         try:
-            pieces = merge_residuals(attempt(pattern, tiling, share))
+            pieces = _cut(far.near, pattern, tiling, share, far.full, far.partial)
+            return BlockMask(pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces))
+        except sets.OverBudget:
+            pass  # all powers alike, then
+    try:
+        with sets.budget(share=share):
+            found = project(pattern, tiling)
+    except sets.OverBudget as error:
+        return _everything(pattern, tiling, [f"{failure}: {error}" for _, failure in ATTEMPTS])
+    for attempt, failure in ATTEMPTS:
+        try:
+            pieces = merge_residuals(attempt(found, pattern, tiling, share))
             return BlockMask(pattern=pattern, tiling=tiling, pieces=pieces, widened=tuple(notes))
         except sets.OverBudget as error:
             notes.append(f"{failure}: {error}")
             if isinstance(error, sets.Spent):
                 share *= LESS
+    return _everything(pattern, tiling, notes)
+
+
+def _everything(pattern: Pattern, tiling: Tiling, notes: list[str]) -> BlockMask:
+    """Return all tiles, masked."""
     return BlockMask(
         pattern=pattern, tiling=tiling, widened=tuple(notes),
         pieces=(Piece(tiles=EVERYTHING, residual=pattern.predicate),),
@@ -93,85 +91,44 @@ def share_of(pattern: Pattern) -> int:
     return GRID_SHARE if on_grid else 1
 
 
-def _exact(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
+def _exact(found: Relations, pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """Full and partial tiles, each class cut into progressions."""
-    with sets.budget(share=share):
-        found = relations(pattern, tiling)
+    with sets.budget(share=share, gone=found.operations):
+        found = refined(found, tiling)
+    return _cut(found, pattern, tiling, share)
+
+
+def _cut(
+    found: Relations, pattern: Pattern, tiling: Tiling, share: int,
+    more_full: tuple[Progression, ...] = (), more_partial: tuple[Progression, ...] = (),
+) -> list[Piece]:
+    """Cut tiles into progressions, and add those that are known already."""
     parts = best_split(found.full, found, pattern, tiling, share=share)
-    full = [Piece(tiles=p) for p, _ in parts]
-    return full + _partial(found.partial, found, pattern, tiling, share)
+    full = [Piece(tiles=p) for p in (*more_full, *(p for p, _ in parts))]
+    return full + _partial(found.partial, found, pattern, tiling, share, more_partial)
 
 
-def _visited(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
+def _visited(found: Relations, pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """All visited tiles as partial ones."""
-    with sets.budget(share=share):
-        found = project(pattern, tiling)
+    sets.afford(found.operations, share=share)
     return _partial(found.nonempty, found, pattern, tiling, share)
 
 
-def _hull(pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
+def _hull(found: Relations, pattern: Pattern, tiling: Tiling, share: int) -> list[Piece]:
     """One interval of tiles a row, from its first visited tile to its last."""
-    with sets.budget(share=share):
-        found = project(pattern, tiling)
+    with sets.budget(share=share, gone=found.operations):
         interval = prog.hull(prog.row_of(found.nonempty, found.context))
     if interval is None or not _clean(interval):
         raise sets.OverBudget("the hull has no simple bound")
     return [Piece(tiles=interval, residual=pattern.predicate)]
 
 
-def project(pattern: Pattern, tiling: Tiling) -> Relations:
-    """Return the nonempty tiles alone (``full`` empty, ``partial`` all of them).
-
-    Raises: OverBudget.
-    """
-    predicate = pattern.predicate
-    params = ["NK", *sets.params_of(predicate, without=frozenset({"q", "k"}))]
-    if "nq" in params:
-        params.append("NQ")
-    conditions = ["NK >= 1"]
-    if "nk" in params:
-        conditions.append(f"{tiling.k} * (NK - 1) < nk <= {tiling.k} * NK")
-    if "nq" in params:
-        conditions.append(f"NQ >= 1 and {tiling.q} * (NQ - 1) < nq <= {tiling.q} * NQ")
-    if "h" in params:
-        conditions.append(f"0 <= h < {pattern.heads}")
-    head = f"[{', '.join(params)}]"
-    rows = f"0 <= q < {tiling.q} * NQ" if "nq" in params else "0 <= q"
-    domain = f"{rows} and 0 <= k < {tiling.k} * NK"
-    context = sets.read_set(f"{head} -> {{ : {' and '.join(conditions)} }}")
-    pairs = sets.pair_map(predicate, params, domain).intersect_params(context)
-    token_tiles = sets.read_map(
-        f"{head} -> {{ [[q] -> [k]] -> [[qb] -> [kb]] :"
-        f" 0 <= q - {tiling.q} qb < {tiling.q} and 0 <= k - {tiling.k} kb < {tiling.k} }}"
-    )
-    nonempty = _tiles(pairs, token_tiles)
-    empty = isl.Map.empty(nonempty.get_space())
-    return Relations(pairs, token_tiles, nonempty, empty, nonempty, _row_context(context))
-
-
-def _row_context(context: isl.Set) -> isl.Set:
-    """Return the context with ``qb >= 0`` (and below NQ where NQ is known)."""
-    wider = context.insert_dims(isl.dim_type.param, 0, 1).set_dim_name(isl.dim_type.param, 0, "qb")
-    names = sets.param_names(wider)
-    bound = "0 <= qb < NQ" if "NQ" in names else "0 <= qb"
-    return wider.intersect(sets.read_set(f"[{', '.join(names)}] -> {{ : {bound} }}"))
-
-
-def _tiles(pairs: isl.Map, token_tiles: isl.Map) -> isl.Map:
-    return pairs.wrap().apply(token_tiles).unwrap().coalesce()
-
-
-def relations(pattern: Pattern, tiling: Tiling) -> Relations:
-    """Return the exact relations of all classes. Raises: OverBudget."""
-    found = project(pattern, tiling)
-    names = sets.param_names(found.pairs)
-    rows = f"0 <= q < {tiling.q} * NQ" if "NQ" in names else "0 <= q"
-    legal = sets.pair_map(ex.TRUE, names, f"{rows} and 0 <= k < {tiling.k} * NK")
-    legal = legal.intersect_params(found.pairs.params())
-    holes = _tiles(sets.minus(legal, found.pairs), found.token_tiles)
-    full = sets.minus(found.nonempty, holes).coalesce()
-    partial = found.nonempty.intersect(holes).coalesce()
-    return Relations(found.pairs, found.token_tiles, found.nonempty, full, partial, found.context)
+ATTEMPTS = (
+    (_exact, "full tiles are masked too"),
+    (_visited, "each row visits the hull of its tiles"),
+    (_hull, "each row visits all tiles"),
+)
+"""Ways to classify what isl projected, the exact one first, and what is lost where one fails."""
 
 
 def hints(pattern: Pattern, tiling: Tiling) -> tuple[Progression, ...]:
@@ -219,13 +176,17 @@ def _ranges(first: ex.IntExpr, last: ex.IntExpr, tiling: Tiling) -> list[Progres
 
 
 def _partial(
-    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling, share: int
+    tiles: isl.Map, found: Relations, pattern: Pattern, tiling: Tiling, share: int,
+    more: tuple[Progression, ...] = (),
 ) -> list[Piece]:
-    """Cut partial tiles into pieces and find what each still has to check."""
+    """Cut partial tiles into pieces and find what each still has to check.
+
+    ``more``: pieces that are known already, and check the whole.
+    """
     whole = pattern.predicate
     parts = best_split(tiles, found, pattern, tiling, share=share)
-    if len(parts) > MAX_RESIDUALS:
-        return [Piece(tiles=progression, residual=whole) for progression, _ in parts]
+    if len(parts) + len(more) > MAX_RESIDUALS:
+        return [Piece(tiles=p, residual=whole) for p in (*more, *(p for p, _ in parts))]
     with sets.budget(share=share):
         return [
             Piece(tiles=progression, residual=residual_of(found, exact, whole))

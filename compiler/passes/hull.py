@@ -21,6 +21,7 @@ from attnc.compiler.ir.pattern import Pattern, Where
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes.eliminate import eliminate
 from attnc.compiler.passes.progression import operations
+from attnc.compiler.passes.relations import project, relations
 
 MAX_OPERATIONS = 60
 """Most operations of the bounds of candidates: past it, testing all tiles of a row is simpler."""
@@ -134,16 +135,20 @@ def candidates(pattern: Pattern, tiling: Tiling) -> BlockMask:
             return _between(whole, outer, inner, tiling)
         except sets.OverBudget as error:
             notes = (f"full tiles wait for the data, too: {error}",)
-    static = cl.classify(replace(whole, body=Where(outer)), tiling)
+    static = cl.classify(
+        whole if outer == predicate else replace(whole, body=Where(outer)), tiling
+    )
     notes += static.widened
     pieces = static.pieces
-    if static.widened and [piece.tiles for piece in pieces] == [cl.EVERYTHING]:
+    nothing_known = [piece.tiles for piece in pieces] == [cl.EVERYTHING]
+    too_long = any(operations(piece.tiles) > MAX_OPERATIONS for piece in pieces)
+    if static.widened and (nothing_known or too_long):
         try:
             plain = _between(whole, hull(predicate, is_plain), core(predicate, is_plain), tiling)
             return replace(plain, widened=notes)
         except sets.OverBudget:
             pass
-    if any(operations(piece.tiles) > MAX_OPERATIONS for piece in pieces):
+    if too_long:
         notes += ("each row has all tiles: bounds of too many operations",)
         pieces = (Piece(tiles=cl.EVERYTHING, residual=predicate),)
     full_stays = outer == predicate
@@ -165,10 +170,10 @@ def _between(
     full: list[Piece] = []
     share = cl.share_of(pattern)
     with sets.budget(share=share):
-        found = cl.project(around, tiling)
+        found = project(around, tiling)
         waiting = found.nonempty
         if inner != ex.FALSE:
-            sure = cl.relations(within, tiling)
+            sure = relations(within, tiling)
             waiting = waiting.subtract(sure.full).coalesce()
             found = replace(found, context=found.context.intersect(sure.context))
     if inner != ex.FALSE:

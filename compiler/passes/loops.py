@@ -18,6 +18,7 @@ from attnc.compiler.ir.pattern import Pattern, Where
 from attnc.compiler.ir.plan import MAX_LENGTH, DataTiles, LoopPlan, Segment, Target
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes.hull import hull
+from attnc.compiler.passes.relations import project
 from attnc.compiler.passes.tiles import DType, TileChoice
 
 MAX_SEGMENTS = 8
@@ -86,7 +87,7 @@ def row_order(pattern: Pattern, tiling: Tiling) -> Literal["forward", "reversed"
         return "sorted"
     try:
         with sets.budget(share=cl.share_of(pattern)):
-            found = cl.project(pattern, tiling)
+            found = project(pattern, tiling)
             visited = found.nonempty.intersect_params(cl.lengths(found.context))
             if tiling.q * 64 % tiling.k:
                 return "sorted"

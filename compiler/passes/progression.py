@@ -31,6 +31,9 @@ MAX_WHOLE = 3
 MAX_JOINT_OPERATIONS = 13
 """Two pieces with simple bounds are better than one whose bounds take more than this."""
 
+TIDIED = 2
+"""Bounds are not expected to lose more operations than by this factor when they are tidied."""
+
 MAX_SLICES = 6
 """Widest band, in tiles, that is cut into diagonals."""
 
@@ -175,6 +178,8 @@ def _disjoint(row: Row, tiles: isl.Set) -> list[isl.Set]:
 
 def _is_interval(row: Row) -> bool:
     """Whether a convex set has no gaps: its moduli, if any, only round its ends."""
+    if all(not basic.dim(isl.dim_type.div) for basic in row.tiles.get_basic_sets()):
+        return True
     if not row.tiles.get_stride(0).is_one():
         return False
     between = sets.read_map("{ [kb] -> [kb + 1] }")
@@ -236,8 +241,9 @@ def fit(
     stride = None if single else sets.whole(tiles.get_stride(0))
     if not _plausible([seen for _, seen in trials], stride):
         return None
-    for guess in _guesses(row, tiles, trials):
-        if operations(guess) > MAX_OPERATIONS:
+    untidied = min(MAX_OPERATIONS, TIDIED * most)
+    for guess in _guesses(row, tiles, trials, untidied):
+        if operations(guess) > untidied:
             continue
         if any(_tiles_at(guess, values) != seen for values, seen in trials):
             continue  # wrong already at a trial point: isl need not be asked
@@ -279,11 +285,11 @@ def _seen(tiles: isl.Set, values: dict[str, int]) -> list[int]:
     """Return the key tiles of one row, in order."""
     for i, name in enumerate(sets.param_names(tiles)):
         tiles = tiles.fix_val(isl.dim_type.param, i, sets.val(values[name]))
-    seen: list[int] = []
+    points: list[isl.Point] = []
     tiles.project_out(isl.dim_type.param, 0, tiles.dim(isl.dim_type.param)).foreach_point(
-        lambda point: seen.append(sets.whole(point.get_coordinate_val(isl.dim_type.set, 0)))
+        points.append
     )
-    return sorted(seen)
+    return sorted(sets.whole(p.get_coordinate_val(isl.dim_type.set, 0)) for p in points)
 
 
 def _points(context: isl.Set) -> Iterator[dict[str, int]]:
@@ -329,10 +335,12 @@ def _tiles_at(guess: Progression, values: dict[str, int]) -> list[int]:
     return sorted(base + guess.period * (i // guess.run) + i % guess.run for i in range(count))
 
 
-def _guesses(row: Row, tiles: isl.Set, trials: Sequence[Trial]) -> Iterator[Progression]:
+def _guesses(
+    row: Row, tiles: isl.Set, trials: Sequence[Trial], most: int
+) -> Iterator[Progression]:
     """Yield candidates: equally spaced tiles first, then runs that repeat."""
     stride = sets.whole(tiles.get_stride(0))
-    for first, last in ends(row.tiles, row.context, stride, trials):
+    for first, last in ends(row.tiles, row.context, stride, trials, most):
         length = ex.add(ex.floordiv(ex.sub(last, first), stride), ex.ONE)
         yield Progression(base=first, count=length, period=stride)
     yield from _repeating(row, tiles)
@@ -414,7 +422,7 @@ def _period(tiles: isl.Set) -> int | None:
     for basic in tiles.compute_divs().get_basic_sets():
         for i in range(basic.dim(isl.dim_type.div)):
             div = basic.get_div(i)
-            if sets.rational(div.get_coefficient_val(isl.dim_type.in_, 0)):
+            if sets.nonzero(div.get_coefficient_val(isl.dim_type.in_, 0)):
                 period = lcm(period, sets.whole(div.get_denominator_val()))
     return period if period > 1 else None
 

@@ -8,6 +8,7 @@ A row is a set over ``[kb]`` whose parameters include ``qb``; it counts where it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import TypeAlias
 
 import islpy as isl
@@ -80,7 +81,7 @@ def _read(
 ) -> bool:
     """Take in what a constraint says, of ``kb`` or of the row; False where it rounds ``kb``."""
     aff = constraint.get_aff()
-    factor = int(sets.rational(aff.get_coefficient_val(isl.dim_type.in_, 0)))
+    factor = sets.whole(aff.get_coefficient_val(isl.dim_type.in_, 0))
     if not factor:
         op: ex.CompareOp = "==" if constraint.is_equality() else ">="
         guards.append(sets.balanced(op, sets.int_expr(aff, name)))
@@ -97,11 +98,12 @@ def _read(
 
 
 def ends(
-    row: isl.Set, context: isl.Set, stride: int, trials: Sequence[Trial]
+    row: isl.Set, context: isl.Set, stride: int, trials: Sequence[Trial], most: int
 ) -> Iterator[tuple[ex.IntExpr, ex.IntExpr]]:
     """Yield guesses at the first and last tile of a row, the simplest first.
 
-    Of the ends by themselves, those that are wrong in a trial row are left out.
+    Of the ends by themselves, those that are wrong in a trial row are left out; so are those that
+    are sure to take more than ``most`` operations.
     """
     tiles = row.intersect_params(context)
     names = names_of(tiles)
@@ -120,13 +122,19 @@ def ends(
     lows = list(sets.piecewise(low.gist_params(context), name))
     highs = list(sets.piecewise(high.gist_params(context), name))
     rows = [(values, seen) for values, seen in trials if seen]
-    for first in lows:
-        if any(ex.evaluate(first, values) != seen[0] for values, seen in rows):
-            continue
-        for last in highs:
-            over = (ex.evaluate(last, values) - seen[-1] for values, seen in rows)
-            if all(0 <= tiles_over < stride for tiles_over in over):
-                yield first, last
+    lows_seen = [
+        first
+        for first in lows
+        if all(ex.evaluate(first, values) == seen[0] for values, seen in rows)
+    ]
+    highs_seen = [
+        last
+        for last in highs
+        if all(0 <= ex.evaluate(last, values) - seen[-1] < stride for values, seen in rows)
+    ]
+    yield from product(lows_seen, highs_seen)
+    if ex.op_count(lows[-1]) + ex.op_count(highs[-1]) > most:
+        return
     guard = sets.bool_expr(tiles.params().gist(context).coalesce(), name)
     nothing = ex.sub(lows[-1], ex.Const(stride))
     yield lows[-1], ex.select(guard, highs[-1], nothing)
@@ -189,7 +197,7 @@ def ceil_div(part: ex.IntExpr, divisor: int) -> ex.IntExpr:
 
 def _div_uses_tile(aff: isl.Aff) -> bool:
     return any(
-        sets.rational(aff.get_coefficient_val(isl.dim_type.div, i))
+        sets.nonzero(aff.get_coefficient_val(isl.dim_type.div, i))
         and aff.get_div(i).involves_dims(isl.dim_type.in_, 0, 1)
         for i in range(aff.dim(isl.dim_type.div))
     )

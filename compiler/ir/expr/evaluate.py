@@ -69,13 +69,16 @@ def evaluate(
             case Mod(part, divisor):
                 return go(part) % divisor
             case Min(parts):
-                return _fold(np.minimum, [go(p) for p in parts])
+                return _fold(np.minimum, min, [go(p) for p in parts])
             case Max(parts):
-                return _fold(np.maximum, [go(p) for p in parts])
+                return _fold(np.maximum, max, [go(p) for p in parts])
             case Abs(part):
                 return np.abs(go(part))
             case Select(condition, then, otherwise):
-                return np.where(go(condition), go(then), go(otherwise))
+                test = go(condition)
+                if isinstance(test, bool):
+                    return go(then) if test else go(otherwise)
+                return np.where(test, go(then), go(otherwise))
             case Compare(op, left, right):
                 return _COMPARE[op](go(left), go(right))
             case IsPow2(part):
@@ -84,11 +87,12 @@ def evaluate(
             case Member(part, members):
                 return np.isin(go(part), np.asarray(members))
             case And(parts):
-                return _fold(np.logical_and, [go(p) for p in parts])
+                return _fold(np.logical_and, all, [go(p) for p in parts])
             case Or(parts):
-                return _fold(np.logical_or, [go(p) for p in parts])
+                return _fold(np.logical_or, any, [go(p) for p in parts])
             case Not(part):
-                return np.logical_not(go(part))
+                truth = go(part)
+                return not truth if isinstance(truth, bool) else np.logical_not(truth)
             case Exists(var, low, high, body):
                 return _exists(var, go(low), go(high), body, values, inputs)
             case Read(name, index):
@@ -145,7 +149,10 @@ _COMPARE: dict[CompareOp, Callable[[Any, Any], Any]] = {
 }
 
 
-def _fold(ufunc: np.ufunc, parts: list[Any]) -> Any:
+def _fold(ufunc: np.ufunc, plain: Callable[[list[Any]], Any], parts: list[Any]) -> Any:
+    """Join the parts; ``plain`` does it for Python numbers, which NumPy is slow about."""
+    if all(isinstance(part, int) for part in parts):
+        return plain(parts)
     total = parts[0]
     for part in parts[1:]:
         total = ufunc(total, part)

@@ -76,7 +76,7 @@ def walk(expr: Expr) -> Iterator[Expr]:
     while stack:
         node = stack.pop()
         yield node
-        stack.extend(reversed(children(node)))
+        stack += _CHILDREN[type(node)](node)[::-1]
 
 
 def free_vars(expr: Expr) -> frozenset[str]:
@@ -91,7 +91,7 @@ def free_vars(expr: Expr) -> frozenset[str]:
             names |= free_vars(node.body) - {node.var}
             stack += (node.low, node.high)
         else:
-            stack += children(node)
+            stack += _CHILDREN[type(node)](node)
     return frozenset(names)
 
 
@@ -110,7 +110,16 @@ def is_static(expr: Expr) -> bool:
 
 def relevant_side(expr: Expr) -> Literal["none", "q", "k", "both"]:
     """Return which positions the value depends on; heads and lengths belong to neither side."""
-    used = free_vars(expr) & {"q", "k"}
+    used: set[str] = set()
+    stack = [expr]
+    while stack and len(used) < 2:
+        node = stack.pop()
+        if isinstance(node, Var):
+            used |= {node.name} & {"q", "k"}
+        elif isinstance(node, Exists):
+            used |= free_vars(node) & {"q", "k"}
+        else:
+            stack += _CHILDREN[type(node)](node)
     if len(used) == 2:
         return "both"
     return "q" if "q" in used else "k" if used else "none"
