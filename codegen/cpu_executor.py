@@ -18,7 +18,6 @@ from attnc.codegen.cpu_schedule import _Call, _CpuTiles, _Keys, _Schedule, _sche
 
 _CALL_BYTES = 8 << 20  # output of one call: what stays in the cache until it is merged
 _MASK_ELEMENTS = 1 << 20  # pairs whose predicate is evaluated at once, where rows share no mask
-_KEPT_MASK_BYTES = 32 << 20  # masks held for later calls, for each pair of lengths
 _OF_KEYS = (1, 2, 7, 8)  # of q, k, v, out, lse, grad_out, dq, dk, dv: those with the heads of k
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -176,8 +175,8 @@ def _mask(
     if call.shared:
         first, count = 0, 1
     name = (call.number, first, count, dtype)
-    if name in schedule.masks:
-        return schedule.masks[name]
+    if name in schedule.masks.found:
+        return schedule.masks.found[name]
     with torch.device("cpu"):
         index = first + torch.arange(count)[:, None, None]
         q = call.first_query + index * call.query_step + torch.arange(call.queries)[:, None]
@@ -189,7 +188,5 @@ def _mask(
         mask = kept.new_zeros((1, *kept.shape), dtype=dtype).masked_fill_(~kept, -math.inf)
         some = ~kept.any(-1)
         dead = some[None] if some.any() else None
-    held = sum(m.nbytes for m, _ in list(schedule.masks.values()) if m is not None)
-    if held + (0 if mask is None else mask.nbytes) <= _KEPT_MASK_BYTES:
-        schedule.masks[name] = mask, dead
+    schedule.masks.keep(name, mask, dead)
     return mask, dead

@@ -22,6 +22,8 @@ import torch
 _STACK = 8  # query tiles that share one tall call over the keys that all of them keep
 _LONG = 8192  # a row with this many keys kept without a check runs them in a call without a mask
 _MASK_KEYS = 32768  # most keys under one mask
+_KEPT_MASK_BYTES = 32 << 20  # masks held for later calls, for each pair of lengths
+_ALL_MASK_BYTES = 256 << 20  # and for all of them
 
 
 class _Strip(NamedTuple):
@@ -98,16 +100,41 @@ class _Batch(NamedTuple):
     calls: list[_Call]
 
 
+class _Masks:
+    """Additive masks, and which rows they leave without keys, held for later calls.
+
+    All schedules share one allowance, so that many lengths may be kept.
+    """
+
+    held_bytes = 0  # by all schedules
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int, int, torch.dtype], tuple[Any, Any]] = {}
+        self.own_bytes = 0
+
+    def keep(self, name: tuple[int, int, int, torch.dtype], mask: Any, dead: Any) -> None:
+        """Hold a mask, if there is room."""
+        size = 0 if mask is None else mask.nbytes
+        fits = self.own_bytes + size <= _KEPT_MASK_BYTES
+        if fits and self.held_bytes + size <= _ALL_MASK_BYTES:
+            self.found[name] = mask, dead
+            self.own_bytes += size
+            self.__class__.held_bytes += size
+
+    def __del__(self) -> None:
+        self.__class__.held_bytes -= self.own_bytes
+
+
 class _Schedule(NamedTuple):
     """All calls for one pair of lengths."""
 
     batches: list[_Batch]
     merges: bool  # whether some query gets its result from several calls
     prefill: bool  # whether out must start as 0 and lse as -inf: not all is written before read
-    masks: dict[tuple[int, int, int, torch.dtype], tuple[Any, Any]]
+    masks: _Masks
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _schedule(tiles: _CpuTiles, nq: int, nk: int) -> _Schedule:
     """Decide which tiles share a call."""
     number_q, number_k = -(-nq // tiles.q), -(-nk // tiles.k)
@@ -142,7 +169,7 @@ def _schedule(tiles: _CpuTiles, nq: int, nk: int) -> _Schedule:
                     calls += _gather_calls(tiles, keys, spans, in_head, fresh, nq, number)
                 batches.append(_Batch(heads, keys, calls))
         prefill |= not bool(covered.all())
-    return _Schedule(batches, merges, prefill, {})
+    return _Schedule(batches, merges, prefill, _Masks())
 
 
 def _equal_heads(

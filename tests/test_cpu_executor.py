@@ -426,11 +426,19 @@ def test_schedules_and_masks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     for n in range(1, 20):
         check(plan, n, n, batch=1)
     info = module._schedule.cache_info()
-    assert info.currsize <= info.maxsize == 8
-    monkeypatch.setitem(module._cpu_attention.__globals__, "_KEPT_MASK_BYTES", 10_000)
+    assert info.currsize <= info.maxsize == 64
     check(plan, 300, 300)
-    masks = module._schedule(module._CPU_TILES, 300, 300).masks.values()
-    assert sum(mask.nbytes for mask, _ in masks if mask is not None) <= 10_000
+    assert module._Masks.held_bytes > 0
+    module._schedule.cache_clear()
+    assert module._Masks.held_bytes == 0, "masks go with their schedules"
+    for limit in ("_KEPT_MASK_BYTES", "_ALL_MASK_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setitem(module._cpu_attention.__globals__, limit, 10_000)
+            check(plan, 300, 300)
+            masks = module._schedule(module._CPU_TILES, 300, 300).masks.found.values()
+            held = sum(mask.nbytes for mask, _ in masks if mask is not None)
+            assert held == module._Masks.held_bytes <= 10_000
+        module._schedule.cache_clear()
 
 
 def test_default_device_does_not_matter() -> None:
