@@ -28,7 +28,9 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "attnc"
 
 
-def fetch(key: str, name: str, make: Callable[[], str]) -> tuple[Path, str]:
+def fetch(
+    key: str, name: str, make: Callable[[], str], *, keep: bool = True
+) -> tuple[Path, str]:
     """Return the file kept under a key and its text; make and keep it where there is none.
 
     An entry carries the SHA-256 of its text; one that does not match is made again. Processes may
@@ -39,7 +41,13 @@ def fetch(key: str, name: str, make: Callable[[], str]) -> tuple[Path, str]:
     Args:
         key: hexadecimal digest of everything that the text depends on.
         name: file name without ``.py``.
+        keep: otherwise the text is made anew, in a temporary folder of this process.
     """
+    if not keep:
+        made = make()
+        path = private_folder() / hashlib.sha256(made.encode()).hexdigest() / f"{name}.py"
+        replace_file(path, made)
+        return path, made
     path = cache_folder() / key[:2] / key[2:] / f"{name}.py"
     text = _read(path)
     if text is not None:

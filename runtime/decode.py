@@ -36,11 +36,6 @@ def compile_decode(
 
     name = f"{module_name(pattern)}_decode"
     own = hashlib.sha256(f"{key} decode\n".encode()).hexdigest()
-    if keep:
-        path, text = disk.fetch(own, name, make)
-    else:
-        text = make()
-        path = disk.private_folder() / hashlib.sha256(text.encode()).hexdigest() / f"{name}.py"
-        disk.replace_file(path, text)
+    path, text = disk.fetch(own, name, make, keep=keep)
     decode: Callable[..., Any] = build.load_text(text, path).decode
     return decode

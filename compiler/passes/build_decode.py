@@ -72,7 +72,7 @@ def build_decode(
     tiles = [p.tiles for p in mask.pieces] if data else [s.tiles for s in strips(pattern, tiling)]
     tiles = [one for one in tiles if reachable(one, tiling)]
     if len(tiles) > MAX_SEGMENTS:
-        tiles = [_hull(tiles)]
+        tiles = [covering(tiles)]
     return ForwardPlan(
         block_mask=mask, segments=tuple(Segment(tiles=one, mask=1) for one in tiles),
         masks=(pattern.predicate,), form="ranges", row_order="forward", head_dim=head_dim,
@@ -80,7 +80,7 @@ def build_decode(
     )
 
 
-def _hull(tiles: list[Progression]) -> Progression:
+def covering(tiles: list[Progression]) -> Progression:
     """Cover all progressions: what lies between is asked, and not read."""
     end = ex.Var("NK")
     some = [ex.compare(">", one.count, ex.ZERO) for one in tiles]
