@@ -18,6 +18,7 @@ from attnc.codegen.host import (
     passed,
 )
 from attnc.codegen.kernel_inputs import input_arguments
+from attnc.codegen.kernel_terms import heads_apart
 from attnc.codegen.triton_backward import KERNELS, PREPARE, Kernel, emit_kernel, parameters
 from attnc.codegen.triton_forward import emit_kernel as emit_forward
 from attnc.codegen.writer import Writer
@@ -122,10 +123,11 @@ def _emit_rules(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
 
 
 def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
-    """Print the launch of one kernel; rows of keys count heads of keys."""
+    """Print the launch of one kernel; rows of keys count heads of keys, unless heads are apart."""
     of_queries = kernel == "dq"
     made = {
         "dq": ("grad_q",), "dkdv": ("grad_k", "grad_v"), "dv": ("grad_v",), "dk": ("grad_k",),
+    apart = not of_queries and heads_apart(plan)
     }[kernel]  # fmt: skip
     with out.block(f"def _gpu_{kernel}(q, k, v, grad_out, total, delta, scale, data):"):
         out.line(f'"""Launch {KERNELS[kernel]}; return what it makes."""')
@@ -133,10 +135,15 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         out.line("kv_heads, nk = k.shape[1], k.shape[2]")
         out.line("group = heads // kv_heads")
         for name in made:
-            like = f"{name[-1]}, memory_format=torch.contiguous_format"
-            out.line(f"{name} = torch.empty_like({like})")
+            if apart:
+                out.line(f"kind = {name[-1]}.dtype if group == 1 else torch.float32")
+                shape = f"batch, heads, nk, {name[-1]}.shape[3]"
+                out.line(f"{name} = torch.empty({shape}, dtype=kind, device=q.device)")
+            else:
+                like = f"{name[-1]}, memory_format=torch.contiguous_format"
+                out.line(f"{name} = torch.empty_like({like})")
         own, other = ("nq", "nk") if of_queries else ("nk", "nq")
-        across = "heads" if of_queries else "kv_heads"
+        across = "heads" if of_queries or apart else "kv_heads"
         rows = f"-(-{own} // {plan.tiling.q})" if plan.boxes is None else plan.boxes.tiles()[0]
         out.line(f"rows = {rows}  # of one head")
         out.line(f"programs = rows * batch * {across}")
@@ -153,11 +160,11 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         near = (5, 8) if of_queries else (2, 11)
         reach = plan.tiling.k if plan.boxes is None else other  # tokens, from the base of loads
         out.line(f"wide = max(strides[{near[0]}], strides[{near[1]}]) * {reach} + 256 >= 2**31")
-        each = "" if of_queries else " * group"
+        each = "" if of_queries or apart else " * group"
         out.line(
             f"head_bytes = {other} * {plan.head_dim + plan.value_dim} * q.element_size(){each}"
         )
-        share = "group" if of_queries else "1"
+        share = "group" if of_queries or apart else "1"
         out.line(
             f"section = min(max({SECTION_BYTES} // head_bytes, 1) * {share}, batch * {across})"
         )
@@ -191,6 +198,12 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         out.call(f"{KERNELS[kernel]}[(programs,)](", arguments)
         out.line(f"return {', '.join(made)}")
     out.line()
+        if apart:
+            with out.block("if group > 1:"):
+                out.comment("Query heads that share keys have made sums of their own.")
+                for name in made:
+                    total = f"{name}.unflatten(1, (kv_heads, group)).sum(2)"
+                    out.line(f"{name} = {total}.to({name[-1]}.dtype)")
     out.line()
 
 

@@ -90,7 +90,10 @@ class KernelTerms:
     ) -> None:
         pattern = plan.block_mask.pattern
         self.sides = sides or Sides()
-        self.head = "kv_head" if pattern.kv_heads and pattern.heads else "h"
+        shared = bool(pattern.heads and pattern.kv_heads)
+        if self.sides.inverse:
+            shared = not heads_apart(plan)
+        self.head = "kv_head" if shared else "h"
         ranges, inputs = _ranges(pattern), {one.name: one for one in pattern.inputs}
         self.tile = TritonDialect(
             {**self.sides.tile_names(), "h": self.head}, {**TILE_RANGES, **ranges}, inputs
@@ -155,6 +158,18 @@ class KernelTerms:
                 return f"{keep} & ({self.there})"
             case _:
                 return f"({keep}) & ({self.there})"
+
+
+def heads_apart(plan: LoopPlan) -> bool:
+    """Whether query heads differ in what they see or add to scores: their loops are not alike.
+
+    Then dK and dV are made for each query head, and added up by the host.
+    """
+    pattern = plan.block_mask.pattern
+    if pattern.heads is None or pattern.kv_heads:
+        return False
+    score = frozenset() if pattern.score is None else sc.free_vars(pattern.score)
+    return "h" in ex.free_vars(pattern.predicate) | score
 
 
 def _lines(loads: Iterable[Load], *, in_loop: bool) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ With p the weights, dP = dO V^T and d the row sums of dO * O, less what flows in
 
 Weights are made again from the scores and the log-sum-exp. A row of a kernel is a tile whose sums
 it keeps while it loops over the tiles of the other side, as in the forward kernel: nothing is added
-atomically, so that two runs agree in every bit. Where query heads share keys, the row of a key tile
-goes through them one after the other.
+atomically, so that two runs agree in every bit. Where query heads share keys, the loop of a key
+tile goes through all of them: one loop, since a loop inside another costs registers. Only heads
+that differ in what they see have rows of their own (``heads_apart``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 
 from attnc.codegen.boxes import crosses, token_lines
 from attnc.codegen.kernel_inputs import input_arguments
-from attnc.codegen.kernel_terms import KernelTerms, Sides
+from attnc.codegen.kernel_terms import KernelTerms, Sides, heads_apart
 from attnc.codegen.loop_text import LoopText, class_tests, one_line
 from attnc.codegen.triton_predicate import pointer_argument
 from attnc.codegen.writer import Writer
@@ -105,13 +106,17 @@ def emit_kernel(plan: LoopPlan, kernel: Kernel) -> tuple[list[str], str]:
 
     The source expects ``triton`` and ``triton.language as tl`` to be imported.
     """
-    writer = QueryKernel(plan, kernel) if kernel == "dq" else _Keys(plan, kernel)
+    writer = QueryKernel(plan, kernel) if kernel == "dq" else KeyKernel(plan, kernel)
     text = writer.text()
     return writer.terms.helpers(), text
 
 
-class _Kernel:
-    """What both kernels print alike; ``row`` and ``column`` are the letters of their sides."""
+class BackwardKernel:
+    """What both kernels print alike; ``row`` and ``column`` are the letters of their sides.
+
+    ``triton_varlen_backward.py`` overrides where sequences lie: ``given``, ``which_row``,
+    ``segments``, ``base``, ``first_row`` and ``result_row``.
+    """
 
     def __init__(self, plan: LoopPlan, kernel: Kernel) -> None:
         self.plan, self.kernel = plan, kernel
@@ -129,7 +134,7 @@ class _Kernel:
     def head(self, what: str) -> None:
         """Print the signature and the constants."""
         out, plan, pattern = self.out, self.plan, self.plan.block_mask.pattern
-        given = parameters(plan, self.kernel)
+        given = self.given()
         plain = [n for n, kind in given if kind.startswith("*") or kind == "fp32"]
         fixed = [f'"{n}"' for n, _ in given if n not in plain]
         out.call("@triton.jit(do_not_specialize=[", fixed, "])")
@@ -150,6 +155,26 @@ class _Kernel:
                 if padded(dim) != dim:
                     out.line(f"{name}_PAD: tl.constexpr = {padded(dim)}")
             out.line()
+
+    def given(self) -> tuple[tuple[str, str], ...]:
+        """Return the run-time arguments with their types."""
+        return parameters(self.plan, self.kernel)
+
+    def segments(self) -> None:
+        """Print where the segments of a row begin and end."""
+        self.loop.segments()
+
+    def base(self, letter: str) -> str:
+        """Return where the first token of the sequence lies in a tensor."""
+        return f"b * ({letter}_batch * ALIGN)"
+
+    def first_row(self, side: str, heads: str, head: str) -> str:
+        """Return the number of the first row of a head, in what has a row for each token."""
+        return f"(b.to(tl.int64) * {heads} + {head}) * n{side}"
+
+    def result_row(self, heads: str, head: str) -> str:
+        """Return the rows of a result."""
+        return f"{self.first_row(self.row, heads, head)} + {self.row}_pos"
 
     def which_row(self, heads: str, head: str) -> None:
         """Print which tile of which head a program has."""
@@ -308,7 +333,7 @@ class _Kernel:
         self.out.call("tl.store(", [place, "result", f"mask={self.inside(wide)}"])
 
 
-class QueryKernel(_Kernel):
+class QueryKernel(BackwardKernel):
     """dQ: a row is a query tile."""
 
     made = "the gradient of one query tile of one head"
@@ -326,16 +351,15 @@ class QueryKernel(_Kernel):
                 ("Q", "q", "h"), ("GradOut", "o", "h"), ("K", "k", "h // group"),
                 ("V", "v", "h // group"),
             ):  # fmt: skip
-                start = f"b * ({letter}_batch * ALIGN) + {head} * ({letter}_head * ALIGN)"
-                out.line(f"{name} += {start}")
+                out.line(f"{name} += {self.base(letter)} + {head} * ({letter}_head * ALIGN)")
             self.addresses(("k", "v"))
             self.load_row("q", "Q", wide=False)
             self.load_row("grad_out", "GradOut", wide=True)
-            out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
+            out.line(f"row = {self.first_row('q', 'heads', 'h')} + q_pos  # [BQ, 1]")
             out.line(f'total = tl.load(Total + row, mask={self.there}, other=float("inf"))')
             out.line(f"delta = tl.load(Delta + row, mask={self.there}, other=0.0)")
             out.line()
-            self.loop.segments()
+            self.segments()
             self.once()
             self.start()
             if self.visits:
@@ -370,24 +394,27 @@ class QueryKernel(_Kernel):
         self.store("GradQ", "grad_q * (scale_log2 * 0.6931471805599453)", wide=False)
 
 
-class _Keys(_Kernel):
-    """dK, dV or both: a row is a key tile; its query heads come one after the other."""
+class KeyKernel(BackwardKernel):
+    """dK, dV or both: a row is a key tile."""
 
     def text(self) -> str:
         """Print the kernel."""
         out, kernel = self.out, self.kernel
         made = {"dkdv": "keys and values", "dk": "keys", "dv": "values"}[kernel]
         self.head(f"the gradients of one tile of {made} of one head")
+        apart = heads_apart(self.plan)
         with out.indented():
-            out.line("kv_heads = heads // group")
-            self.which_row("kv_heads", "kv_head")
+            if apart:
+                self.which_row("heads", "h")
+                out.line("kv_head = h // group")
+            else:
+                out.line("kv_heads = heads // group")
+                self.which_row("kv_heads", "kv_head")
             out.comment(_ALIGNED)
             for name, letter in (("K", "k"), ("V", "v")):
-                out.line(
-                    f"{name} += b * ({letter}_batch * ALIGN) + kv_head * ({letter}_head * ALIGN)"
-                )
+                out.line(f"{name} += {self.base(letter)} + kv_head * ({letter}_head * ALIGN)")
             for name, letter in (("Q", "q"), ("GradOut", "o")):
-                out.line(f"{name} += b * ({letter}_batch * ALIGN)")
+                out.line(f"{name} += {self.base(letter)}")
             self.addresses(("q", "o"))
             self.load_row("k", "K", wide=False)
             if kernel != "dv":
@@ -398,25 +425,31 @@ class _Keys(_Kernel):
             out.line()
             if self.visits:
                 self.ends()
-                with out.block("for member in range(0, group):"):
-                    self._head()
-            out.line("row = (b.to(tl.int64) * kv_heads + kv_head) * nk + k_pos  # [BK, 1]")
+                self.segments()
+                self.once()
+                self._loop(apart)
+            heads, head = ("heads", "h") if apart else ("kv_heads", "kv_head")
+            out.line(f"row = {self.result_row(heads, head)}  # [BK, 1]")
             if kernel != "dv":
                 self.store("GradK", "grad_k * (scale_log2 * 0.6931471805599453)", wide=False)
             if kernel != "dk":
                 self.store("GradV", "grad_v", wide=True)
         return out.text()
 
-    def _head(self) -> None:
-        """Print the loop over the query tiles of one head."""
-        out = self.out
-        out.line("h = kv_head * group + member")
-        out.line("q_base = Q + h * (q_head * ALIGN)")
-        out.line("o_base = GradOut + h * (o_head * ALIGN)")
-        out.line("first_row = (b.to(tl.int64) * heads + h) * nq")
-        self.loop.segments()
-        self.once()
-        with out.block(f"for it in range(0, {self.loop.end}):"):
+    def _loop(self, apart: bool) -> None:
+        """Print the loop over the query tiles of one head, or of all heads that share the keys."""
+        out, end = self.out, self.loop.end
+        if apart:
+            self._bases()
+        else:
+            out.comment("The query heads that share these keys come one after the other.")
+            out.line(f"each = tl.maximum({end}, 1)  # tiles of one of them")
+        turns = f"it in range(0, {end})" if apart else f"turn in range(0, group * {end})"
+        with out.block(f"for {turns}:"):
+            if not apart:
+                out.line("it = turn % each")
+                out.line("h = kv_head * group + turn // each")
+                self._bases()
             self.tile()
             self.load_tile("q", "q_base", "q", wide=False, across=True)
             self.load_tile("grad_out", "o_base", "o", wide=True, across=False)
@@ -435,3 +468,21 @@ class _Keys(_Kernel):
                 out.line(
                     'grad_k = tl.dot(ds.to(q.dtype), tl.trans(q), grad_k, input_precision="ieee")'
                 )
+            self._wait()
+
+    def _wait(self) -> None:
+        """Print a use of the last product of an iteration, which Hopper has to wait for.
+
+        In flight across iterations it may make the assembler serialise all products (C7515).
+        """
+        if self.plan.target != "sm_90" or self.plan.dtype == "fp32":
+            return
+        self.out.comment("Always so, but not known to be: the product ends with its iteration.")
+        last = "grad_v" if self.kernel == "dv" else "grad_k"
+        self.out.line(f"{last} = tl.where(group > 0, {last}, 0.0)")
+
+    def _bases(self) -> None:
+        """Print where the rows of a query head begin."""
+        self.out.line("q_base = Q + h * (q_head * ALIGN)")
+        self.out.line("o_base = GradOut + h * (o_head * ALIGN)")
+        self.out.line(f"first_row = {self.first_row('q', 'heads', 'h')}")
