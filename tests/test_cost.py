@@ -16,6 +16,7 @@ from attnc.compiler.cost.alternatives import alternatives
 from attnc.compiler.cost.devices import DEVICES, Device
 from attnc.compiler.cost.model import TERMS, Cost
 from attnc.compiler.cost.predict import Prediction, Setting, end_to_end, predict, work_of
+from attnc.compiler.cost.rates import generated, pair_operations, tile_rates
 from attnc.compiler.cost.report import levers, to_json, to_text
 from attnc.compiler.cost.rows import tiles_by_row
 from attnc.compiler.cost.simulate import Rates, Rows, makespan, simulate
@@ -212,6 +213,38 @@ def test_a_decode_step_reads_live_keys_alone() -> None:
 def test_a_pattern_without_a_decode_step_says_why() -> None:
     with pytest.raises(ValueError, match="different spaces"):
         predict(load_zoo("agent_collect"), setting(64, work="decode"))
+
+
+@pytest.mark.parametrize(
+    ("body", "operations"),
+    [
+        ("k <= q", 1),
+        ("q div 64 == k div 64", 1),
+        ("k + 3 <= q and q - k < 90", 4),
+        ("k < 4 and q > 9", 1),
+        ("k < 4", 0),
+        ("q - k < 64 or (q - k) mod 64 == 0", 5),
+    ],
+)
+def test_what_a_row_or_a_column_decides_alone_is_free(body: str, operations: int) -> None:
+    """A difference that is asked for twice counts once."""
+    predicate = load_text(f"pattern p = {{ q -> k : {body} }}").predicate
+    assert pair_operations(predicate) == operations
+
+
+def test_a_search_needs_no_plan() -> None:
+    """Rates of a tile and tiles of its rows are all that a simulation takes."""
+    loop = build_plan(load_text(WINDOW), head_dim=128).forward
+    device = DEVICES["h200"]
+    own = tile_rates(
+        device, "forward", loop.tiling, head_dim=128, value_dim=128, dtype="bf16",
+        operations=tuple(map(pair_operations, loop.masks)),
+    )
+    assert own == generated(device, loop, "forward")
+    bare = tile_rates(
+        device, "forward", loop.tiling, head_dim=128, value_dim=128, dtype="bf16"
+    )
+    assert (bare.tile_us, bare.factors) == (own.tile_us, (1.0,))
 
 
 # ----------------------------------------------------------------------------------- the whole

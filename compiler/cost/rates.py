@@ -22,6 +22,7 @@ from attnc.compiler.cost.fits import (
 )
 from attnc.compiler.cost.simulate import Rates
 from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.plan import LoopPlan
 from attnc.compiler.passes.tiles import DType, padded
 
@@ -34,7 +35,8 @@ ISSUE_OUTPUT = 0.0244
 """Issue cycles of an element of the output that is rescaled at each tile, counted for sm_90."""
 
 ISSUE_CHECK = 0.012
-"""Issue cycles of an operation of a check and score; a window of two sides has 3 and takes 5."""
+"""Issue cycles of an operation of a check and score: a window of two sides, of 3 operations and
+those of ``CHECK_BASE``, was counted at 0.05 to 0.08."""
 
 CHECK_BASE = 2
 """Operations beside those of the predicate: the bound of the keys, the choice."""
@@ -52,32 +54,74 @@ def flops_of(kernel: Kernel, head_dim: int, value_dim: int) -> int:
 
 
 def generated(device: Device, loop: LoopPlan, kernel: Kernel) -> Rates:
-    """Return the rates of a kernel that attnc writes.
+    """Return the rates of a kernel that attnc writes: those of its tile and masks."""
+    return tile_rates(
+        device, kernel, loop.tiling, head_dim=loop.head_dim, value_dim=loop.value_dim,
+        dtype=loop.dtype, operations=tuple(map(pair_operations, loop.masks)),
+    )
 
+
+def tile_rates(
+    device: Device, kernel: Kernel, tile: Tiling, *, head_dim: int, value_dim: int, dtype: DType,
+    operations: tuple[int, ...] = (),
+) -> Rates:
+    """Return the rates of a tile, the side of the rows first, without a plan: for a search.
+
+    Args: ``operations`` of the check of each mask class, as ``pair_operations`` counts them.
     Units: microseconds. Nothing of attnc has been timed on a GPU: the efficiency is that of a
     published kernel of the same kind (``fits.py``).
     """
-    rows, columns = loop.tiling.q, loop.tiling.k
-    dims = padded(loop.head_dim), padded(loop.value_dim)
-    scores = rows * columns
-    plain = loop.dtype == "fp32"
-    per_clock = device.plain_flops if plain else device.matrix_flops
+    dims = padded(head_dim), padded(value_dim)
+    scores = tile.q * tile.k
+    per_clock = device.plain_flops if dtype == "fp32" else device.matrix_flops
     matrix = flops_of(kernel, *dims) * scores / per_clock
     issue = ISSUE[kernel] * scores
     if kernel == "forward":
-        issue += ISSUE_OUTPUT * rows * dims[1]
+        issue += ISSUE_OUTPUT * tile.q * dims[1]
     softmax = max(scores / device.exponentials, issue)
     l2 = 0.0
     if device.l2_bytes_us is not None:
         clocks = device.clock_mhz * device.units * TRITON_EFFICIENCY
-        l2 = columns * sum(dims) * (4 if plain else 2) / device.l2_bytes_us * clocks
+        l2 = tile.k * sum(dims) * (4 if dtype == "fp32" else 2) / device.l2_bytes_us * clocks
     cycles = max(matrix + softmax, l2)
     shares = (0.0, 0.0, 1.0) if cycles == l2 else (matrix / cycles, softmax / cycles, 0.0)
-    checks = [(ex.op_count(mask) + CHECK_BASE) * ISSUE_CHECK * scores for mask in loop.masks]
+    checks = [(number + CHECK_BASE) * ISSUE_CHECK * scores for number in operations]
     return Rates(
         tile_us=cycles / device.clock_mhz / TRITON_EFFICIENCY, row_us=TRITON_ROW_US, shares=shares,
         factors=(1.0, *(1 + check / cycles for check in checks)), workers=device.units,
     )
+
+
+def pair_operations(check: ex.BoolExpr) -> int:
+    """Count the distinct operations of a check that depend on query and key.
+
+    What one of them decides alone is worked out once for a row or a column of the tile.
+    """
+    sides: dict[int, frozenset[str]] = {}
+    found: set[ex.Expr] = set()
+    for node in reversed(list(ex.walk(check))):
+        own = [sides[id(child)] for child in ex.children(node)]
+        if isinstance(node, ex.Var):
+            own = [frozenset(node.name[:1]) & {"q", "k"}]
+        sides[id(node)] = frozenset().union(*own)
+        if len(sides[id(node)]) == 2:
+            found.add(node)
+    return sum(_operations(node, sides) for node in found)
+
+
+def _operations(node: ex.Expr, sides: dict[int, frozenset[str]]) -> int:
+    """Count those of a node alone; parts of one side are put together beforehand."""
+    match node:
+        case ex.Add(parts) | ex.Min(parts) | ex.Max(parts) | ex.And(parts) | ex.Or(parts):
+            alone = {sides[id(part)] for part in parts if len(sides[id(part)]) == 1}
+            both = sum(len(sides[id(part)]) == 2 for part in parts)
+            return max(both + len(alone) - 1, 1)
+        case ex.Member(_, members):
+            return 2 * len(members)
+        case ex.IsPow2():
+            return 3
+        case _:
+            return 1
 
 
 def dense_fit(device: Device, head_dim: int, *, backward: bool) -> DenseFit:

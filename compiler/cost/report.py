@@ -38,10 +38,13 @@ def levers(found: Prediction) -> tuple[Lever, ...]:
     ))
     rows, workers = sum(k.rows for k in found.kernels), found.kernels[-1].workers
     per_row = sum(k.tiles for k in found.kernels) / max(rows, 1)
-    options.append(Lever(
+    few = (
+        "two launches of a row each are the least a step takes: put more sequences in one"
+        if found.setting.work == "decode" else
         f"rows visit {per_row:.1f} tiles: larger query tiles, or the heads of a group in one row, "
-        "start fewer of them", terms["row"] / total,
-    ))  # fmt: skip
+        "start fewer of them"
+    )
+    options.append(Lever(few, terms["row"] / total))
     options.append(Lever(
         f"{rows:,} rows for {workers} processors: split the longest over their keys",
         terms["tail"] / total,
@@ -113,8 +116,12 @@ def assumptions_text(found: Prediction) -> str:
 
 
 def explain_text(found: Prediction, others: tuple[Alternative, ...]) -> str:
-    """Return all levers, and every alternative with what speaks against it."""
+    """Return all levers, every alternative with what speaks against it, and the longest row."""
     lines = [f"lever    {one.text}; saves {one.saves:.0%} at best" for one in levers(found)]
+    lines.append(
+        f"longest  a row visits {found.worst_row:,} of {found.columns:,} tiles: "
+        f"{found.worst_tile_speedup:.2f} times fewer than dense, whatever a tile takes"
+    )
     lines += [
         f"instead  {one.tile}: {_time(one.time_us)} ({one.time_us / found.time_us - 1:+.0%}): "
         f"{one.why}"
