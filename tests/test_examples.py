@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,24 +14,34 @@ from attnc.cli import invoke
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(p.parent for p in (ROOT / "examples").glob("*/*.attn"))
+TRAINING = ("passkey", "train_lm")
+"""Examples that train models for minutes and draw a plot; ``--quick`` only looks at the script."""
+PLOTS = importlib.util.find_spec("matplotlib") is not None
 
 
 def test_every_example_has_its_parts() -> None:
-    assert len(FOLDERS) >= 6
+    assert len(FOLDERS) >= 8
     for folder in FOLDERS:
-        assert {p.name for p in folder.iterdir()} == {f"{folder.name}.attn", "run.py", "README.md"}
+        parts = {f"{folder.name}.attn", "run.py", "README.md"}
+        if folder.name in TRAINING:
+            parts.add(plot := f"{folder.name}.svg")
+            assert f"]({plot})" in (folder / "README.md").read_text(encoding="utf-8")
+        assert {p.name for p in folder.iterdir() if p.name != "__pycache__"} == parts
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
 def test_script(folder: Path, tmp_path: Path) -> None:
     """The scripts compare with dense attention themselves and exit 1 where they differ."""
     args = ["--tokens", "300"] + (["--synthetic"] if folder.name == "longformer" else [])
+    if folder.name in TRAINING:
+        args = ["--quick", *(["--plot", "plot.svg"] if PLOTS else [])]
     done = subprocess.run(
         [sys.executable, str(folder / "run.py"), *args], capture_output=True, timeout=300,
         cwd=tmp_path, env={**os.environ, "ATTNC_CACHE_DIR": str(tmp_path / "cache")}, check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert "error " in done.stdout.decode()
+    assert (tmp_path / "plot.svg").exists() == (PLOTS and folder.name in TRAINING)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
