@@ -17,13 +17,15 @@ from attnc.codegen.host import (
     needs_schedule,
     passed,
 )
+from attnc.codegen.host_learned import emit_calls, emit_shapes, emit_sums
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import heads_apart
+from attnc.codegen.learned import learned, measured
 from attnc.codegen.triton_backward import KERNELS, PREPARE, Kernel, emit_kernel, parameters
 from attnc.codegen.triton_forward import emit_kernel as emit_forward
+from attnc.codegen.triton_learned import LEARNED_HELPERS
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
-from attnc.compiler.ir.score_derivative import derivative
 from attnc.compiler.passes.tiles import padded
 
 PREPARED_ROWS = 32
@@ -32,9 +34,10 @@ PREPARED_ROWS = 32
 
 def kernels(backward: BackwardPlan) -> dict[Kernel, LoopPlan]:
     """Return the kernels of a plan, in the order they run."""
-    if backward.dk is None:
-        return {"dq": backward.dq, "dkdv": backward.dkdv}
-    return {"dq": backward.dq, "dv": backward.dkdv, "dk": backward.dk}
+    found: dict[Kernel, LoopPlan] = {"dq": backward.dq, "dkdv": backward.dkdv}
+    if backward.dk is not None:
+        found = {"dq": backward.dq, "dv": backward.dkdv, "dk": backward.dk}
+    return found if backward.learned is None else {**found, "learned": backward.learned}
 
 
 def emit_backward(plan: Plan) -> str:
@@ -49,6 +52,7 @@ def emit_backward(plan: Plan) -> str:
     found = {kernel: emit_kernel(loop, kernel) for kernel, loop in loops.items()}
     helpers = dict.fromkeys(helper for shared, _ in found.values() for helper in shared)
     own = [helper for helper in helpers if helper not in given]
+    own += [LEARNED_HELPERS] if "learned" in loops else []
     texts = [text for _, text in found.values()]
     return "\n\n".join([PREPARE, *own, *texts, _host(plan, loops)])
 
@@ -67,11 +71,13 @@ def _host(plan: Plan, loops: dict[Kernel, LoopPlan]) -> str:
     out.line()
     if scheduled and not needs_schedule(plan.forward):
         emit_store(out)
-    if any(loop.form == "data" for kernel, loop in loops.items() if kernel != "dq"):
+    if plan.backward is not None and plan.backward.dkdv.form == "data":
         _emit_inverse(out)
     if plan.forward.boxes is None and any(loop.boxes is not None for loop in loops.values()):
         emit_box_tables(out)
     for kernel, loop in loops.items():
+        if kernel == "learned":
+            emit_sums(out, loop)
         segments, schedule = f"_gpu_{kernel}_segments", f"_gpu_{kernel}_schedule"
         if loop.boxes is not None:
             emit_box_build(out, loop, schedule, f"_gpu_{kernel}_boxes", by_head=False)
@@ -98,7 +104,7 @@ def _emit_inverse(out: Writer) -> None:
 
 def _emit_rules(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
     """Print the rules of a kernel's table: those of the pattern, or of its inverse."""
-    if kernel == "dq":
+    if kernel in ("dq", "learned"):
         rules = ["query_terms=_query_terms", "key_terms=_key_terms", "test=_tile_test"]
         keep = "keep=_keep"
     else:
@@ -124,10 +130,11 @@ def _emit_rules(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
 
 def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
     """Print the launch of one kernel; rows of keys count heads of keys, unless heads are apart."""
-    of_queries = kernel == "dq"
+    of_queries = kernel in ("dq", "learned")
+    apart = not of_queries and heads_apart(plan)
     made = {
         "dq": ("grad_q",), "dkdv": ("grad_k", "grad_v"), "dv": ("grad_v",), "dk": ("grad_k",),
-    apart = not of_queries and heads_apart(plan)
+        "learned": (),
     }[kernel]  # fmt: skip
     with out.block(f"def _gpu_{kernel}(q, k, v, grad_out, total, delta, scale, data):"):
         out.line(f'"""Launch {KERNELS[kernel]}; return what it makes."""')
@@ -184,6 +191,9 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
             numbers += [
                 "table.heads * rows if table.batch > 1 else 0", "rows if table.heads > 1 else 0",
             ]
+        if kernel == "learned":
+            made = "*sums", "steps", *["most"] * measured(plan)
+            numbers += emit_shapes(out, plan)
         for one in input_arguments(plan):
             (pointers if one.kind.startswith("*") else numbers).append(passed(one))
         arguments = [
@@ -194,16 +204,22 @@ def _emit_launch(out: Writer, kernel: Kernel, plan: LoopPlan) -> None:
         ]  # fmt: skip
         held = len(parameters(plan, kernel)) - 11 + 4  # twelve strides in one, four settings
         held -= len(_of_schedule(plan, kernel)) - 1 if needs_schedule(plan) else 0
+        if kernel == "learned":
+            held -= 3 * len(learned(plan)) - 2  # sums in one, their strides in one
         assert len(arguments) == held
-        out.call(f"{KERNELS[kernel]}[(programs,)](", arguments)
-        out.line(f"return {', '.join(made)}")
-    out.line()
+        if kernel == "learned":
+            emit_calls(out, plan, arguments)
+        else:
+            out.call(f"{KERNELS[kernel]}[(programs,)](", arguments)
         if apart:
             with out.block("if group > 1:"):
                 out.comment("Query heads that share keys have made sums of their own.")
                 for name in made:
                     total = f"{name}.unflatten(1, (kv_heads, group)).sum(2)"
                     out.line(f"{name} = {total}.to({name[-1]}.dtype)")
+        if kernel != "learned":
+            out.line(f"return {', '.join(made)}")
+    out.line()
     out.line()
 
 
@@ -213,7 +229,8 @@ def _of_schedule(plan: LoopPlan, kernel: Kernel) -> list[str]:
     return [name for name, _ in parameters(plan, kernel) if name in names]
 
 
-def _emit_sinks(out: Writer) -> None:
+def emit_sinks(out: Writer) -> None:
+    """Print the gradients of inputs of a sink."""
     with out.block("def _gpu_sinks(q, k, lse, delta, data):"):
         out.line('"""Gradients of inputs by name: a sink is one more key, whose value is 0."""')
         out.line("logit = _sink(q, k, data).to(lse.dtype)[..., None]")
@@ -239,78 +256,71 @@ def _emit_sinks(out: Writer) -> None:
     out.line()
 
 
-def _emit_refusals(out: Writer, plan: Plan) -> None:
-    """Print what the kernels refuse: learned inputs of the score."""
-    pattern = plan.pattern
-    tensors = [one.name for one in pattern.inputs if one.dims]
-    learned = set() if pattern.score is None else {
-        one.name for one, _ in derivative(pattern.score).reads if one.index
-    }
-    places = [place for place, name in enumerate(tensors, start=3) if name in learned]
-    if places:
-        with out.block(f"if any(needs[place] for place in {places}):"):
-            out.line("raise RuntimeError(")
-            out.line('    "attnc: inputs of the score get no gradient on a GPU; detach() them, "')
-            out.line('    "or train them on a CPU"')
-            out.line(")")
-
-
 def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
     with_sinks = plan.pattern.sink is not None and any(i.dims for i in plan.pattern.inputs)
     if with_sinks:
-        _emit_sinks(out)
+        emit_sinks(out)
     arguments = "q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs"
-    wide = padded(plan.forward.value_dim)
+    names = [one.name for one in plan.pattern.inputs if one.dims]
     with out.block(f"def _gpu_backward({arguments}):"):
         out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
-        _emit_refusals(out, plan)
         tensors = "extra[0]" if plan.pattern.inputs or plan.pattern.extents else "()"
-        out.line(f"given = [q, k, v, *{tensors}]")
+        out.line(f"data = {data_text(plan.pattern)}")
+        out.line("grad_q = grad_k = grad_v = None")
+        out.line("found = {}  # gradients of inputs by name")
         with out.block("if q.numel() == 0 or k.numel() == 0:"):
+            out.line("grad_q, grad_k, grad_v = (torch.zeros_like(t) for t in (q, k, v))")
             if with_sinks:
                 out.comment("A sink alone decides nothing of out, and lse is the sink.")
                 with out.block("if any(needs[3:]) and grad_lse is not None and q.numel():"):
-                    out.line("raise RuntimeError(")
-                    out.line('    "attnc: sinks get no gradient on a GPU where there are no keys"')
-                    out.line(")")
-            out.line(
-                "found = [torch.zeros_like(t, memory_format=torch.contiguous_format) if n else None"
-                " for t, n in zip(given, needs)]"
-            )
-            out.line("return *found[:3], found[3:]")
-        out.line("grads = [None] * (len(given) - 3)")
-        out.line(f"data = {data_text(plan.pattern)}")
-        out.line("grad_q = grad_k = grad_v = None")
-        with out.block("with torch.cuda.device_of(q):"):
-            out.line("batch, heads, nq, _ = q.shape")
-            out.line("total, delta = torch.empty_like(lse), torch.empty_like(lse)")
-            out.line("lse_strides = (0, 0, 0) if grad_lse is None else grad_lse.stride()")
-            out.line(f"programs = -(-nq // {PREPARED_ROWS}) * batch * heads")
-            out.call("_prepare_rows[(programs,)](", [
-                "out", "lse", "grad_out", "lse if grad_lse is None else grad_lse", "total", "delta",
-                "*grad_out.stride()[:3]", "*lse_strides", "nq", "heads",
-                f"DV={plan.forward.value_dim}", f"PAD={wide}", f"ROWS={PREPARED_ROWS}",
-                "WITH_LSE=grad_lse is not None",
-            ])  # fmt: skip
-            out.line("call = q, k, v, grad_out, total, delta, scale, data")
-            with out.block("if needs[0]:"):
-                out.line("grad_q = _gpu_dq(*call)")
-            if "dkdv" in loops:
-                with out.block("if needs[1] or needs[2]:"):
-                    out.line("grad_k, grad_v = _gpu_dkdv(*call)")
-            else:
-                for kernel, name, place in (("dv", "grad_v", 2), ("dk", "grad_k", 1)):
-                    with out.block(f"if needs[{place}]:"):
-                        out.line(f"{name} = _gpu_{kernel}(*call)")
-        if with_sinks:
-            names = [one.name for one in plan.pattern.inputs if one.dims]
-            with out.block("if any(needs[3:]):"):
-                out.line("found = _gpu_sinks(q, k, lse, delta, data)")
-                out.line("grads = [")
-                with out.indented():
-                    out.line("found[name].view(t.shape).to(t.dtype)")
-                    out.line("if n and name in found else None")
-                    out.line(f"for name, t, n in zip({names!r}, given[3:], needs[3:])")
-                out.line("]")
+                    out.line("found = _gpu_sinks(q, k, lse, -grad_lse, data)")
+        with out.block("else:"), out.block("with torch.cuda.device_of(q):"):
+            _emit_kernels(out, plan, loops, with_sinks)
         out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
+        if not names:
+            out.line("return *kept, []")
+            return
+        out.comment("What no score or sink changes with gets 0.")
+        out.line("grads = [")
+        with out.indented():
+            out.line("None if not n else torch.zeros_like(t) if name not in found")
+            out.line("else found[name].view(t.shape).to(t.dtype)")
+            out.line(f"for name, t, n in zip({names!r}, {tensors}, needs[3:])")
+        out.line("]")
         out.line("return *kept, grads")
+
+
+def _emit_kernels(
+    out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan], with_sinks: bool
+) -> None:
+    """Print the launches of what is needed."""
+    out.line("batch, heads, nq, _ = q.shape")
+    out.line("total, delta = torch.empty_like(lse), torch.empty_like(lse)")
+    out.line("lse_strides = (0, 0, 0) if grad_lse is None else grad_lse.stride()")
+    out.line(f"programs = -(-nq // {PREPARED_ROWS}) * batch * heads")
+    out.call("_prepare_rows[(programs,)](", [
+        "out", "lse", "grad_out", "lse if grad_lse is None else grad_lse", "total", "delta",
+        "*grad_out.stride()[:3]", "*lse_strides", "nq", "heads",
+        f"DV={plan.forward.value_dim}", f"PAD={padded(plan.forward.value_dim)}",
+        f"ROWS={PREPARED_ROWS}", "WITH_LSE=grad_lse is not None",
+    ])  # fmt: skip
+    out.line("call = q, k, v, grad_out, total, delta, scale, data")
+    with out.block("if needs[0]:"):
+        out.line("grad_q = _gpu_dq(*call)")
+    if "dkdv" in loops:
+        with out.block("if needs[1] or needs[2]:"):
+            out.line("grad_k, grad_v = _gpu_dkdv(*call)")
+    else:
+        for kernel, name, place in (("dv", "grad_v", 2), ("dk", "grad_k", 1)):
+            with out.block(f"if needs[{place}]:"):
+                out.line(f"{name} = _gpu_{kernel}(*call)")
+    if "learned" in loops:
+        names = [one.name for one in plan.pattern.inputs if one.dims]
+        read = {one.name for one in learned(loops["learned"])}
+        places = [place for place, name in enumerate(names, start=3) if name in read]
+        with out.block(f"if {' or '.join(f'needs[{place}]' for place in places)}:"):
+            out.line("found = _gpu_learned(*call)")
+    if with_sinks:
+        with out.block("if any(needs[3:]):"):
+            with out.block("for name, part in _gpu_sinks(q, k, lse, delta, data).items():"):
+                out.line("found[name] = found[name] + part if name in found else part")

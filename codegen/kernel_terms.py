@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attnc.codegen.boxes import Side, coordinate_names, coordinate_ranges, crosses
+from attnc.codegen.learned import Learned
 from attnc.codegen.predicate import MAX_REST, TILE_RANGES, TOKEN_RANGES, input_ranges
 from attnc.codegen.score import TritonScore
 from attnc.codegen.simplify import Ranges, simplify_bool
@@ -72,13 +73,28 @@ class Term:
     loads: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LearnedTerm:
+    """What a kernel adds to the gradient of an input: ``slope`` times that of the score.
+
+    ``lines`` make the ``offset`` of the element, in the shape of what changes with it; ``inside``
+    is the test that there is one ("": always). Of sums along diagonals these are empty.
+    """
+
+    slope: str
+    lines: tuple[str, ...] = ()
+    offset: str = ""
+    inside: str = ""
+
+
 class KernelTerms:
     """The dialects of one kernel, which gather helpers and loads, and what they printed.
 
     ``head`` is the name of the head of the mask, ``there`` the test that tokens of a tile exist,
     ``masks`` the test of each mask class in use, ``score`` the scores times log2(e) ("": the scaled
     product), ``by_dot`` of a backward kernel the score's derivative by that product ("": 1),
-    ``sink`` the sink's logit times log2(e), ``once`` the lines in front of the loop,
+    ``sink`` the sink's logit times log2(e), ``learned`` what is added for each of the elements it
+    was made for, ``once`` the lines in front of the loop,
     ``early`` those in front of a tile's product: loads of the score, and of masks that load an
     element for each pair. Behind the product, or in a branch, such loads would make Hopper wait for
     each matrix instruction.
@@ -86,7 +102,7 @@ class KernelTerms:
 
     def __init__(
         self, plan: LoopPlan, classes: Iterable[int], sides: Sides | None = None, *,
-        backward: bool = False,
+        backward: bool = False, learned: tuple[Learned, ...] = (),
     ) -> None:
         pattern = plan.block_mask.pattern
         self.sides = sides or Sides()
@@ -110,9 +126,10 @@ class KernelTerms:
         self.sink = "" if pattern.sink is None or backward else scores.once(pattern.sink)
         self.score = "" if pattern.score is None else self._score(scores, pattern.score)
         self.by_dot = ""
-        if pattern.score is not None and backward:
+        if pattern.score is not None and backward and not learned:
             slope = sd.derivative(pattern.score).dot
             self.by_dot = "" if slope == sd.ONE else scores.factor(slope)
+        self.learned = [self._learned(scores, i, one) for i, one in enumerate(learned)]
         early = self._token.loads
         found = dict(early)
         self.masks: dict[int, Term] = {}
@@ -144,6 +161,13 @@ class KernelTerms:
             shape = f"[B{self.sides.row.upper()}, B{self.sides.column.upper()}]"
             text = f"tl.zeros({shape}, tl.float32) + {text}"
         return text
+
+    def _learned(self, scores: TritonScore, number: int, one: Learned) -> LearnedTerm:
+        slope = "" if one.slope == sd.ONE else scores.factor(one.slope)
+        if one.way == "diagonal":
+            return LearnedTerm(slope)
+        lines, offset, inside = self._token.place(one.name, one.index, f"at_{number}")
+        return LearnedTerm(slope, tuple(lines), offset, inside)
 
     def _keep(self, mask: ex.BoolExpr) -> str:
         """Return the test of a tile of one class."""

@@ -18,17 +18,19 @@ from typing import Literal
 from attnc.codegen.boxes import crosses, token_lines
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import KernelTerms, Sides, heads_apart
+from attnc.codegen.learned import learned, sum_pointers, sum_strides
 from attnc.codegen.loop_text import LoopText, class_tests, one_line
 from attnc.codegen.triton_predicate import pointer_argument
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import LoopPlan
 from attnc.compiler.passes.tiles import padded
 
-Kernel = Literal["dq", "dkdv", "dv", "dk"]
-"""What a kernel makes."""
+Kernel = Literal["dq", "dkdv", "dv", "dk", "learned"]
+"""What a kernel makes; "learned": what inputs of the score get."""
 
 KERNELS: dict[Kernel, str] = {
     "dq": "_grad_queries", "dkdv": "_grad_keys_values", "dv": "_grad_values", "dk": "_grad_keys",
+    "learned": "_grad_learned",
 }  # fmt: skip
 """Names of the kernels in the emitted source."""
 
@@ -78,17 +80,20 @@ def parameters(plan: LoopPlan, kernel: Kernel) -> tuple[tuple[str, str], ...]:
     """Return the run-time arguments of a kernel in order, with their Triton types.
 
     As those of the forward kernel: a type ``*`` is a pointer to the dtype of the call; ALIGN and
-    WIDE, constexpr, follow. Gradients are written to contiguous tensors.
+    WIDE, constexpr, follow. Gradients are written to contiguous tensors; ``codegen/learned.py``
+    says where those of learned inputs go.
     """
     made = {"dq": ("GradQ",), "dkdv": ("GradK", "GradV"), "dv": ("GradV",), "dk": ("GradK",)}
+    results = sum_pointers(plan) if kernel == "learned" else [(name, "*") for name in made[kernel]]
     pointers = [("Q", "*"), ("K", "*"), ("V", "*"), ("GradOut", "*")]
-    pointers += [("Total", "*fp32"), ("Delta", "*fp32"), *((name, "*") for name in made[kernel])]
+    pointers += [("Total", "*fp32"), ("Delta", "*fp32"), *results]
     if plan.row_order == "sorted":
         pointers.append(("Order", "*i32"))
     if plan.form != "ranges":
         pointers += [("RowStart", "*i64"), ("Entries", "*i32")]
     integers = ["nq", "nk", "heads", "group", "batch", "section"]
     table = ["table_batch", "table_head"] if plan.form == "data" else []
+    table += sum_strides(plan) if kernel == "learned" else []
     given = [(one.argument, one.kind) for one in input_arguments(plan)]
     return (
         *pointers,
@@ -106,7 +111,16 @@ def emit_kernel(plan: LoopPlan, kernel: Kernel) -> tuple[list[str], str]:
 
     The source expects ``triton`` and ``triton.language as tl`` to be imported.
     """
-    writer = QueryKernel(plan, kernel) if kernel == "dq" else KeyKernel(plan, kernel)
+    from attnc.codegen.triton_learned import LearnedKernel
+
+    writer: BackwardKernel
+    match kernel:
+        case "dq":
+            writer = QueryKernel(plan, kernel)
+        case "learned":
+            writer = LearnedKernel(plan)
+        case _:
+            writer = KeyKernel(plan, kernel)
     text = writer.text()
     return writer.terms.helpers(), text
 
@@ -120,10 +134,13 @@ class BackwardKernel:
 
     def __init__(self, plan: LoopPlan, kernel: Kernel) -> None:
         self.plan, self.kernel = plan, kernel
-        sides = Sides(inverse=kernel != "dq")
+        sides = Sides(inverse=kernel not in ("dq", "learned"))
         self.row, self.column = sides.row, sides.column
         tests = list(class_tests(plan))
-        self.terms = KernelTerms(plan, [number for number, _ in tests], sides, backward=True)
+        classes = [number for number, _ in tests]
+        reads = learned(plan) if kernel == "learned" else ()
+        self.terms = KernelTerms(plan, classes, sides, backward=True, learned=reads)
+        self.switches: tuple[str, ...] = ("ALIGN", "WIDE")
         self.out = Writer()
         self.loop = LoopText(plan, self.terms, tests, self.out)
         ragged = plan.boxes is not None and crosses(plan.boxes.queries)
@@ -140,8 +157,8 @@ class BackwardKernel:
         out.call("@triton.jit(do_not_specialize=[", fixed, "])")
         names = [n if n in plain else f"{n}: tl.int{kind[1:]}" for n, kind in given]
         out.call(
-            f"def {KERNELS[self.kernel]}(", [*names, "ALIGN: tl.constexpr", "WIDE: tl.constexpr"],
-            "):",
+            f"def {KERNELS[self.kernel]}(",
+            [*names, *(f"{switch}: tl.constexpr" for switch in self.switches)], "):",
         )
         with out.indented():
             out.line(f'"""Make {what}: {one_line(pattern.name)}, rows x tiles {plan.tiling}."""')
@@ -297,15 +314,19 @@ class BackwardKernel:
         for line in terms.early:
             out.line(line)
         out.line(f's = tl.dot({product}, input_precision="ieee")')
-        if terms.by_dot:
-            out.comment("The derivative of the score by the scaled product.")
-            out.line(f"by_dot = {terms.by_dot}")
+        self.slopes()
         if terms.score:
             out.comment("The score, times log2(e).")
             out.line(f"s = {terms.score}")
         scale = "" if terms.score else " * scale_log2"
         out.line(f"p = tl.math.exp2(s{scale} - total)")
         self.loop.masks("p", "0.0")
+
+    def slopes(self) -> None:
+        """Print what is made of the products of a tile before its scores are."""
+        if self.terms.by_dot:
+            self.out.comment("The derivative of the score by the scaled product.")
+            self.out.line(f"by_dot = {self.terms.by_dot}")
 
     def score_gradient(self) -> None:
         """Print the gradient of the scaled products."""

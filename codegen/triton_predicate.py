@@ -233,6 +233,27 @@ class TritonDialect(Printer):
         else:
             variable = f"{name}_at_{self.named}"
             self.named += 1
+        lines, offset, guard = self._place(name, index, texts, variable)
+        where = f"{pointer_argument(name)} + {offset}"
+        given = ", ".join([where, f"mask={guard}", "other=0"] if guard else [where])
+        kind = {"int": "", "bool": ".to(tl.int32)", "real": ".to(tl.float32)"}
+        lines.append(f"{variable} = tl.load({given}){kind[self._kind(name)]}")
+        return Load(
+            name=variable, lines=tuple(lines), side=ex.relevant_side(ex.Read(name, index))
+        )
+
+    def place(
+        self, name: str, index: tuple[ex.IntExpr, ...], variable: str
+    ) -> tuple[list[str], str, str]:
+        """Return where an element of an input is: lines, its offset, the test that it is inside.
+
+        The test is "" where all indices are. ``variable`` begins the names in the lines.
+        """
+        return self._place(name, index, [self.integer(place) for place in index], variable)
+
+    def _place(
+        self, name: str, index: tuple[ex.IntExpr, ...], texts: list[str], variable: str
+    ) -> tuple[list[str], str, str]:
         sides = self._sides(name)
         lines, places = [], []
         inside: list[str] = []
@@ -252,13 +273,7 @@ class TritonDialect(Printer):
         guard = inside[0] if len(inside) == 1 else " & ".join(f"({test})" for test in inside)
         if len(shapes) == 2:
             guard = f"({guard}) != 0"  # a scalar test beside a tensor's: integers, interpreted
-        where = f"{pointer_argument(name)} + {_flat(places, sides)}"
-        given = ", ".join([where, f"mask={guard}", "other=0"] if guard else [where])
-        kind = {"int": "", "bool": ".to(tl.int32)", "real": ".to(tl.float32)"}
-        lines.append(f"{variable} = tl.load({given}){kind[self._kind(name)]}")
-        return Load(
-            name=variable, lines=tuple(lines), side=ex.relevant_side(ex.Read(name, index))
-        )
+        return lines, _flat(places, sides), guard
 
     def _kind(self, name: str) -> Literal["int", "bool", "real"]:
         return self.inputs[name].kind

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from attnc.codegen import triton_backward as backward
 from attnc.codegen import triton_forward as forward
+from attnc.codegen.learned import measured
 from attnc.compiler.ir.plan import ForwardPlan, LoopPlan, Target
 
 _GPU: dict[Target, tuple[str, int | str, int]] = {
@@ -152,6 +153,8 @@ def _job(path: Path, plan: LoopPlan, target: Target, kernel: Kernel) -> dict[str
         "ALIGN": math.gcd(16 // item_bytes, plan.head_dim, plan.value_dim),
         "WIDE": False,
     }
+    if kernel == "learned" and measured(plan):
+        constexprs["MEASURE"] = False
     return {
         "path": str(path),
         "name": name,

@@ -94,23 +94,31 @@ class ForwardPlan(LoopPlan):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackwardPlan:
-    """The backward kernels: each row writes what is its own, so nothing is added atomically.
+    """The backward kernels: each row writes what is its own, but for sums of integers.
 
     ``dq``: rows are query tiles; a row makes its part of dQ.
     ``dkdv``: rows are key tiles, of the transposed pattern; a row makes its parts of dK and dV. All
     of it is in the names of the transposed pattern (``q``, ``qb``, ``nq`` are the keys');
     ``transpose.transposed`` gives an expression its own names back.
     ``dk``: where one pass holds too much: ``dkdv`` makes dV alone, and this one dK.
+    ``learned``: rows are query tiles; a row adds to what learned inputs of the score get, in 64-bit
+    integers, which add up to the same in any order. None: the score learns nothing.
     """
 
     dq: LoopPlan
     dkdv: LoopPlan
     dk: LoopPlan | None = None
+    learned: LoopPlan | None = None
 
     @property
     def loops(self) -> tuple[LoopPlan, ...]:
         """All kernels, in the order they run."""
-        return (self.dq, self.dkdv) if self.dk is None else (self.dq, self.dkdv, self.dk)
+        return (self.dq, *self.of_keys, *(() if self.learned is None else (self.learned,)))
+
+    @property
+    def of_keys(self) -> tuple[LoopPlan, ...]:
+        """Those whose rows are key tiles."""
+        return (self.dkdv,) if self.dk is None else (self.dkdv, self.dk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

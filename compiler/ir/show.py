@@ -173,7 +173,13 @@ def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[str]:
     dq = _loop(backward.dq)
     lines = ["backward dq as forward"] if dq == _loop(forward) else ["backward dq", *dq]
     lines += ["backward dkdv" if backward.dk is None else "backward dv", *_of_keys(backward.dkdv)]
-    return lines if backward.dk is None else [*lines, "backward dk", *_of_keys(backward.dk)]
+    lines += ["backward dk", *_of_keys(backward.dk)] if backward.dk is not None else []
+    if backward.learned is None:
+        return lines
+    learned = _loop(backward.learned)
+    if learned == dq:
+        return [*lines, "backward learned as dq"]
+    return [*lines, "backward learned", *learned]
 
 
 def _loop(loop: LoopPlan) -> list[str]:

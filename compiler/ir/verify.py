@@ -138,7 +138,7 @@ def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[Diagnostic]:
     for loop in backward.loops:
         found += _loop(loop)
         pattern = loop.block_mask.pattern
-        if loop is not backward.dq:
+        if any(loop is one for one in backward.of_keys):
             pattern = pattern.transposed()
         if pattern != forward.block_mask.pattern:
             found.append(_broken("a loop of the backward is of another pattern"))

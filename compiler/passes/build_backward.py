@@ -1,6 +1,7 @@
 """Forward plan -> the kernels of its backward, over the pattern and over its inverse.
 
-    queries see keys          dQ: a loop over key tiles for each query tile, as in the forward
+    queries see keys          dQ: a loop over key tiles for each query tile, as in the forward; so
+                              what learned inputs of the score get
     keys are seen by queries  dK and dV: a loop over query tiles for each key tile
 
 The second is the block mask of ``pattern.transposed()``: symbolic like the first.
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan
+from attnc.compiler.ir.score_derivative import derivative
 from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.eliminate import eliminate
@@ -18,7 +21,7 @@ from attnc.compiler.passes.grid_plan import on_boxes
 from attnc.compiler.passes.grid_tiles import better
 from attnc.compiler.passes.loops import build_loop
 from attnc.compiler.passes.tiles import TileChoice, asked, default
-from attnc.compiler.passes.tiles_backward import Pass, candidates, held
+from attnc.compiler.passes.tiles_backward import OF_KEYS, Pass, candidates, held
 
 
 def build_backward(
@@ -35,16 +38,17 @@ def build_backward(
     with three of dQ, dV and dK, the last two in passes of their own. Sides are queries by keys.
     """
     passes: tuple[Pass, ...] = ("dq", "dv", "dk") if len(choices) == 3 else ("dq", "dkdv")
-    chosen = choices or tuple(_choice(forward, one, tile) for one in passes)
     own = eliminate(forward.block_mask.pattern)
+    passes += ("learned",) if _learns(own) else ()
+    chosen = (*choices, *(_choice(forward, one, tile) for one in passes[len(choices) :]))
     inverse = own.transposed()
     sides = [
-        (own, chosen[0].tiling),
-        *((inverse, Tiling(choice.k, choice.q)) for choice in chosen[1:]),
+        (inverse, Tiling(choice.k, choice.q)) if one in OF_KEYS else (own, choice.tiling)
+        for one, choice in zip(passes, chosen, strict=True)
     ]
     tested = forward.data is not None or any(tiles_of(*side)[1] for side in sides)
-    loops: list[LoopPlan] = []
-    for (pattern, tiling), choice in zip(sides, chosen, strict=True):
+    loops: dict[Pass, LoopPlan] = {}
+    for one, (pattern, tiling), choice in zip(passes, sides, chosen, strict=True):
         mask, data, _ = tiles_of(pattern, tiling, tested=tested)
         loop = build_loop(
             LoopPlan, mask, data, choice, head_dim=forward.head_dim, value_dim=forward.value_dim,
@@ -53,11 +57,21 @@ def build_backward(
         if forward.boxes is not None:
             boxes = (
                 better(pattern, tiling, mask, tested=data is not None) if tile is None
-                else classify_grid(pattern, _turned(forward.boxes.tiling, inverse=bool(loops)))
+                else classify_grid(pattern, _turned(forward.boxes.tiling, inverse=one in OF_KEYS))
             )
             loop = loop if boxes is None else on_boxes(loop, boxes)
-        loops.append(loop)
-    return BackwardPlan(dq=loops[0], dkdv=loops[1], dk=loops[2] if len(loops) == 3 else None)
+        loops[one] = loop
+    return BackwardPlan(
+        dq=loops["dq"], dkdv=loops["dkdv"] if "dkdv" in loops else loops["dv"],
+        dk=loops.get("dk"), learned=loops.get("learned"),
+    )  # fmt: skip
+
+
+def _learns(pattern: Pattern) -> bool:
+    """Whether the score changes with an element of an input."""
+    return pattern.score is not None and any(
+        one.index for one, _ in derivative(pattern.score).reads
+    )
 
 
 def _turned(boxes: BoxTiling, *, inverse: bool) -> BoxTiling:
@@ -70,5 +84,5 @@ def _choice(forward: ForwardPlan, kernel: Pass, tile: Tiling | None) -> TileChoi
     dims = forward.head_dim, forward.value_dim
     choices = candidates(kernel, forward.target, *dims, forward.dtype)
     if tile is not None:
-        return asked(choices, tile, tile.q if kernel == "dq" else tile.k, forward.target)
+        return asked(choices, tile, tile.k if kernel in OF_KEYS else tile.q, forward.target)
     return default(choices, forward.block_mask.pattern, held(kernel, *dims))

@@ -130,6 +130,6 @@ def _notes_of_keys(backward: BackwardPlan | None) -> tuple[str, ...]:
     """Say where the loops over query tiles visit more than they need."""
     if backward is None:
         return ()
-    masks = [loop.boxes or loop.block_mask for loop in backward.loops[1:]]
+    masks = [loop.boxes or loop.block_mask for loop in backward.of_keys]
     notes = dict.fromkeys(note for mask in masks for note in mask.widened)
     return tuple(f"widened for key tiles: {note}" for note in notes)

@@ -13,8 +13,12 @@ from typing import Literal
 from attnc.compiler.ir.plan import Target
 from attnc.compiler.passes.tiles import DType, TileChoice, padded
 
-Pass = Literal["dq", "dkdv", "dv", "dk"]
-"""What a kernel makes: dQ; dK and dV at once; or one of them in a pass of its own."""
+Pass = Literal["dq", "dkdv", "dv", "dk", "learned"]
+"""What a kernel makes: dQ; dK and dV at once; or one of them in a pass of its own; or what learned
+inputs of the score get."""
+
+OF_KEYS: tuple[Pass, ...] = ("dkdv", "dv", "dk")
+"""Passes whose rows are key tiles."""
 
 
 def candidates(
@@ -35,7 +39,7 @@ def held(kernel: Pass, head_dim: int, value_dim: int) -> Callable[[TileChoice], 
     """Return how many scores and sums a program of a tile holds at once."""
     dim, wide = padded(head_dim), padded(value_dim)
     match kernel:
-        case "dq":
+        case "dq" | "learned":
             return lambda c: c.q * (2 * c.k + dim)
         case "dkdv":
             return lambda c: c.k * (2 * c.q + dim + wide)
@@ -49,6 +53,11 @@ _Row = tuple[int, int, int, int]
 _Columns = dict[Pass, dict[int, tuple[_Row, ...]]]
 
 # (query tile, key tile, warps, stages) per target, kernel and padded head dim.
+_LEARNED: dict[int, tuple[_Row, ...]] = {
+    64: ((64, 64, 8, 2), (64, 32, 8, 2)),
+    128: ((64, 64, 8, 2), (64, 32, 8, 2)),
+    256: ((64, 32, 8, 1), (32, 32, 4, 1)),
+}
 _HALF: dict[Target, _Columns] = {
     "sm_80": {
         "dq": {
@@ -63,6 +72,11 @@ _HALF: dict[Target, _Columns] = {
         },
         "dv": {128: ((64, 128, 8, 2), (32, 64, 8, 2))},
         "dk": {128: ((64, 64, 4, 2), (32, 64, 8, 2))},
+        "learned": {
+            64: ((64, 64, 8, 2), (64, 32, 8, 2)),
+            128: ((64, 32, 8, 2), (32, 32, 4, 2)),
+            256: ((64, 32, 8, 1), (32, 32, 4, 1)),
+        },
     },
     "sm_90": {
         "dq": {
@@ -77,6 +91,7 @@ _HALF: dict[Target, _Columns] = {
         },
         "dv": {128: ((128, 128, 8, 2), (64, 128, 8, 2))},
         "dk": {128: ((128, 128, 8, 2), (64, 128, 8, 2))},
+        "learned": _LEARNED,
     },
     "sm_100": {
         "dq": {
@@ -91,6 +106,7 @@ _HALF: dict[Target, _Columns] = {
         },
         "dv": {128: ((128, 128, 8, 2), (64, 128, 8, 2))},
         "dk": {128: ((64, 128, 8, 2), (32, 128, 8, 2))},
+        "learned": _LEARNED,
     },
     "gfx942": {
         "dq": {
@@ -105,6 +121,11 @@ _HALF: dict[Target, _Columns] = {
         },
         "dv": {128: ((64, 128, 4, 1), (32, 64, 4, 1))},
         "dk": {128: ((64, 128, 4, 1), (32, 64, 4, 1))},
+        "learned": {
+            64: ((64, 32, 4, 1), (32, 32, 4, 1)),
+            128: ((32, 32, 4, 1),),
+            256: ((32, 32, 4, 1), (16, 32, 4, 1)),
+        },
     },
 }
 
@@ -118,6 +139,11 @@ _FULL: _Columns = {
     "dkdv": {
         64: ((32, 32, 8, 1), (32, 16, 4, 1)),
         128: ((16, 32, 8, 1), (16, 16, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "learned": {
+        64: ((32, 32, 8, 1), (16, 32, 4, 1)),
+        128: ((32, 16, 8, 1), (16, 16, 4, 1)),
         256: ((16, 16, 8, 1),),
     },
 }
