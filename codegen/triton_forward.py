@@ -65,11 +65,17 @@ def emit_kernel(plan: ForwardPlan) -> str:
 
     The source expects ``triton`` and ``triton.language as tl`` to be imported.
     """
-    return _Kernel(plan).text()
+    return ForwardKernel(plan).text()
 
 
-class _Kernel:
-    """One emission: the writer and the two dialects, which gather the helpers they use."""
+class ForwardKernel:
+    """One emission: the writer and the two dialects, which gather the helpers they use.
+
+    ``triton_varlen.py`` and ``triton_parts.py`` override what is public: where sequences lie
+    (``given``, ``which_row``, ``base``, ``segments``, ``places``), and what a row starts from.
+    """
+
+    name = KERNEL
 
     def __init__(self, plan: ForwardPlan) -> None:
         self.plan = plan
@@ -85,25 +91,33 @@ class _Kernel:
         self._head()
         with self.out.indented():
             self._constants()
-            self._which_row()
+            self.which_row()
             self._load_query()
-            self.loop.segments()
+            self.segments()
             self._once()
-            self._start(self.terms.sink)
-            self._loop()
+            self.start(self.terms.sink)
+            self.walk()
             self._finish()
         kernel = self.out.text()
         return "\n\n".join([*self.terms.helpers(), kernel])
 
+    def given(self) -> tuple[tuple[str, str], ...]:
+        """Return the run-time arguments with their types."""
+        return parameters(self.plan)
+
+    def segments(self) -> None:
+        """Print where the segments of a row begin and end."""
+        self.loop.segments()
+
     def _head(self) -> None:
-        out, given = self.out, parameters(self.plan)
+        out, given = self.out, self.given()
         fixed = [f'"{n}"' for n, kind in given if not kind.startswith("*") and kind != "fp32"]
         out.call("@triton.jit(do_not_specialize=[", fixed, "])")
         names = [
             n if kind.startswith("*") or kind == "fp32" else f"{n}: tl.int{kind[1:]}"
             for n, kind in given
         ]
-        out.call(f"def {KERNEL}(", [*names, "ALIGN: tl.constexpr", "WIDE: tl.constexpr"], "):")
+        out.call(f"def {self.name}(", [*names, "ALIGN: tl.constexpr", "WIDE: tl.constexpr"], "):")
 
     def _constants(self) -> None:
         out, plan = self.out, self.plan
@@ -125,7 +139,8 @@ class _Kernel:
                 out.line(f"{name}_PAD: tl.constexpr = {padded(dim)}")
         out.line()
 
-    def _which_row(self) -> None:
+    def which_row(self) -> None:
+        """Print which row of which head of which sequence a program has."""
         out, plan = self.out, self.plan
         if plan.boxes is None:
             out.line("NQ = (nq + BQ - 1) // BQ")
@@ -177,11 +192,11 @@ class _Kernel:
 
     def _load_query(self) -> None:
         out, plan = self.out, self.plan
-        d_pad, dv_pad = self._pads()
+        d_pad, dv_pad = self.pads()
         out.comment("Strides come in units of ALIGN elements, so loads are known to be aligned.")
         for name, head in (("Q", "h"), ("K", "h // group"), ("V", "h // group")):
             low = name.lower()
-            out.line(f"{name} += b * ({low}_batch * ALIGN) + {head} * ({low}_head * ALIGN)")
+            out.line(f"{name} += {self.base(low)} + {head} * ({low}_head * ALIGN)")
         out.line("k_step = k_row * ALIGN")
         out.line("v_step = v_row * ALIGN")
         out.line(f"dims = tl.arange(0, {d_pad})")
@@ -198,14 +213,29 @@ class _Kernel:
         )
         start = "Q + q_pos * (q_row * ALIGN) + dims[None, :]"
         out.call("q = tl.load(", [start, f"mask={mask}", "other=0.0"], ")  # [BQ, D]")
+        self.steps()
+        out.line()
+
+    def steps(self) -> None:
+        """Print the steps from key to key, inside a tile."""
+        out = self.out
         out.comment("Offsets inside a key tile fit 32 bits unless rows lie very far apart.")
         with out.block("if WIDE:"):
             out.line("k_near, v_near = k_step, v_step")
         with out.block("else:"):
             out.line("k_near, v_near = k_step.to(tl.int32), v_step.to(tl.int32)")
-        out.line()
 
-    def _pads(self) -> tuple[str, str]:
+    def base(self, tensor: str) -> str:
+        """Return where the first token of the sequence lies in a tensor."""
+        return f"b * ({tensor}_batch * ALIGN)"
+
+    def places(self) -> tuple[str, str]:
+        """Print where the row's results go; return their places in lse and, in rows, in out."""
+        self.out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
+        return "row", "row"
+
+    def pads(self) -> tuple[str, str]:
+        """Return the names of the widths of q and v that a program holds."""
         plan = self.plan
         return (
             "D" if padded(plan.head_dim) == plan.head_dim else "D_PAD",
@@ -219,9 +249,10 @@ class _Kernel:
         if self.terms.once:
             self.out.line()
 
-    def _start(self, sink: str) -> None:
+    def start(self, sink: str) -> None:
+        """Print what a row holds before its first key."""
         out = self.out
-        out.line(f"accumulated = tl.zeros([BQ, {self._pads()[1]}], tl.float32)")
+        out.line(f"accumulated = tl.zeros([BQ, {self.pads()[1]}], tl.float32)")
         if not sink:
             out.line("top = tl.full([BQ], -3.0e38, tl.float32)  # largest scaled score so far")
             out.line("total = tl.zeros([BQ], tl.float32)  # sum of exp2(scaled score - top)")
@@ -231,7 +262,8 @@ class _Kernel:
         out.line("top = tl.maximum(sink, -3.0e38)  # largest scaled score so far")
         out.line("total = tl.math.exp2(sink - top)  # sum of exp2(scaled score - top)")
 
-    def _loop(self) -> None:
+    def walk(self) -> None:
+        """Print the loop over the key tiles of a row."""
         out, plan = self.out, self.plan
         if not plan.segments and (plan.boxes is None or not plan.boxes.pieces):
             out.comment("The pattern keeps no pair: no key tile is visited.")
@@ -252,7 +284,7 @@ class _Kernel:
     def _scores(self) -> None:
         """Multiply q by a tile of keys; score terms make powers of two of the products."""
         out, score = self.out, self.terms.score
-        d_pad, dv_pad = self._pads()
+        d_pad, dv_pad = self.pads()
         if self.plan.boxes is None:
             out.line("k_pos = kb * BK + span[None, :]  # [1, BK]")
             out.comment(
@@ -287,19 +319,20 @@ class _Kernel:
             out.line(f"s = {score}")
 
     def _finish(self) -> None:
-        out, dv_pad = self.out, self._pads()[1]
+        out, dv_pad = self.out, self.pads()[1]
         out.comment("A query without keys has total 0: out 0, lse -inf.")
         out.line("empty = total == 0.0")
         out.line("total = tl.where(empty, 1.0, total)")
         out.line("lse = (top + tl.math.log2(total)) * 0.6931471805599453")
         out.line('lse = tl.where(empty, float("-inf"), lse)')
-        out.line("row = (b.to(tl.int64) * heads + h) * nq + q_pos  # [BQ, 1]")
-        out.line(f"tl.store(Lse + row, tl.reshape(lse, [BQ, 1]), mask={self.inside})")
+        lse_row, out_row = self.places()
+        out.line(f"tl.store(Lse + {lse_row}, tl.reshape(lse, [BQ, 1]), mask={self.inside})")
         mask = self.inside if dv_pad == "DV" else (
             f"({self.inside}) & (value_dims[None, :] < DV)"
         )
         out.line("result = (accumulated / total[:, None]).to(Out.dtype.element_ty)")
-        out.call("tl.store(", ["Out + row * DV + value_dims[None, :]", "result", f"mask={mask}"])
+        place = f"Out + {out_row} * DV + value_dims[None, :]"
+        out.call("tl.store(", [place, "result", f"mask={mask}"])
 
 
 _SOFTMAX = (

@@ -95,6 +95,20 @@ class Op:
         key = cache_key(self._ir, self.options)
         return compile_decode(self._ir, self.options, key, keep=self._keep)
 
+    @cached_property
+    def varlen(self) -> Callable[..., Any]:
+        """Many sequences in one call, packed one after the other.
+
+        ``varlen(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, max_seqlen_q=None, max_seqlen_k=None,
+        inputs..., scale=None, return_lse=False)``: q ``[total_q, Hq, D]``; its docstring says more.
+        It is compiled when it is first asked for: take it out once in front of ``torch.compile``.
+        Raises: ValueError for a pattern that has no packed form, with the reason.
+        """
+        from attnc.runtime.varlen import compile_varlen
+
+        key = cache_key(self._ir, self.options)
+        return compile_varlen(self._aligned, self.options, key, keep=self._keep)
+
     def __deepcopy__(self, memo: object) -> Op:
         return self  # nothing in it changes; copies of a model share the compiled op
 

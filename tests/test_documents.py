@@ -87,13 +87,17 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    first, modules, decode = (b.text for b in markdown.blocks(text) if b.kind == "python")
+    first, modules, packed, decode = (b.text for b in markdown.blocks(text) if b.kind == "python")
     scope: dict[str, Any] = {}
     exec(first, scope)
     assert scope["out"].shape == (1, 12, 4096, 32)
     scope["x"] = torch.randn(2, 70, 512)
     exec(modules, scope)
     assert scope["y"].shape == (2, 70, 512)
+    scope |= dict.fromkeys("qkv", torch.randn(50, 12, 32))
+    scope["cu_seqlens"] = torch.tensor([0, 20, 50], dtype=torch.int32)
+    exec(packed, scope)
+    assert scope["out"].shape == (50, 12, 32)
     cache = torch.randn(2, 12, 64, 32)
     pages = cache.view(2, 12, 4, 16, 32).transpose(1, 2).reshape(8, 12, 16, 32)
     scope |= {
