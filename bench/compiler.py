@@ -40,6 +40,8 @@ GIVEN: dict[str, dict[str, object]] = {
 """What must be known before a pattern can be compiled."""
 
 HOSTILE = {
+    "fractions":
+        "{ q -> k : 0 <= q - k < floor(5 + 0.37 * n / 3) or k == ceil(0.37 * q) }",
     "div in min": "{ q -> k : k div 11 <= min((n div 11) div 7, 2 - (n - q)) }",
     "div of sums":
         "{ q -> k : ((q div 3) div 5 + (k div 7) div 2) mod 11 == ((q + k) div 13) mod 3 }",

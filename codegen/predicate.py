@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
 
-from attnc.codegen.simplify import Ranges, simplify_bool, simplify_int
+from attnc.codegen.simplify import Ranges, known, simplify_bool, simplify_int
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import MAX_LENGTH
@@ -140,10 +140,13 @@ class Printer:
     names: Mapping[str, str]
     ranges: Ranges
 
+    def __post_init__(self) -> None:
+        self.ranges = known(self.ranges)  # what one text simplifies the next need not
+
     def name(self, name: str, value: ex.IntExpr) -> str:
         """Make a name for a value that the text holds; return it."""
         self.names = {**self.names, name: name}
-        self.ranges = {**self.ranges, name: ex.interval(value, self.ranges)}
+        self.ranges = known({**self.ranges, name: ex.interval(value, self.ranges)})
         return name
 
     def integer(self, expr: ex.IntExpr) -> str:

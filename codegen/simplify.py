@@ -8,7 +8,7 @@ one operation a pair, ``q - k <= 255`` two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attnc.compiler.ir import expr as ex
 
@@ -22,11 +22,37 @@ MAX_BRANCHES = 4
 """Most conditionals in a sum that is written into their branches: each one doubles the work."""
 
 
+class Known(dict[str, tuple[int | None, int | None]]):
+    """Ranges, and what was simplified under them: branches repeat each other's parts.
+
+    ``simple``: by identity, since comparing is as slow as simplifying; each with its original,
+    which keeps the identity its own. What is simple already stands for itself.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__(ranges)
+        self.simple: dict[int, tuple[ex.Expr, Any]] = {}
+
+    def remember(self, expr: ex.Expr, simple: ex.Expr) -> None:
+        """Keep what an expression is in simple."""
+        self.simple[id(expr)] = expr, simple
+        self.simple[id(simple)] = simple, simple
+
+
+def known(ranges: Ranges) -> Known:
+    """Return ranges with a memory, their own if they have one."""
+    return ranges if isinstance(ranges, Known) else Known(ranges)
+
+
 def simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
     """Return an equal integer expression, no dearer."""
-    simple = _simplify_int(expr, ranges)
-    low, high = ex.interval(simple, ranges)
-    return ex.Const(low) if low is not None and low == high else simple
+    ranges = known(ranges)
+    if id(expr) not in ranges.simple:
+        simple = _simplify_int(expr, ranges)
+        low, high = ex.interval(simple, ranges)
+        ranges.remember(expr, ex.Const(low) if low is not None and low == high else simple)
+    found: ex.IntExpr = ranges.simple[id(expr)][1]
+    return found
 
 
 def _simplify_int(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
@@ -90,9 +116,10 @@ def _into_branches(expr: ex.IntExpr, ranges: Ranges) -> ex.IntExpr:
             simplify_int(join(ex.scale(factor, branch), *rest), ranges)
             for branch in (inner.then, inner.otherwise)
         )
-        moved = ex.select(inner.condition, then, otherwise)
+        test = inner.condition
+        moved = ex.select(test, then, otherwise)
         if ex.op_count(moved) < ex.op_count(expr):
-            return moved
+            return ex.select(test, _knowing(then, test), _knowing(otherwise, ex.not_(test)))
     return expr
 
 
@@ -184,6 +211,14 @@ def _undominated(
 
 def simplify_bool(expr: ex.BoolExpr, ranges: Ranges) -> ex.BoolExpr:
     """Return an equal truth value, ``Not`` left on ``IsPow2`` and ``Member`` only."""
+    ranges = known(ranges)
+    if id(expr) not in ranges.simple:
+        ranges.remember(expr, _simplify_bool(expr, ranges))
+    found: ex.BoolExpr = ranges.simple[id(expr)][1]
+    return found
+
+
+def _simplify_bool(expr: ex.BoolExpr, ranges: Ranges) -> ex.BoolExpr:
     match expr:
         case ex.Truth():
             return expr

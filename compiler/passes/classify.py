@@ -55,8 +55,10 @@ def _classify(pattern: Pattern, tiling: Tiling) -> BlockMask:
     far = far_powers(pattern, tiling, share)
     if far is not None:
         try:
-            pieces = _cut(far.near, pattern, tiling, share, far.full, far.partial)
-            return BlockMask(pattern=pattern, tiling=tiling, pieces=merge_residuals(pieces))
+            pieces = merge_residuals(
+                _cut(far.near, pattern, tiling, share, far.full, far.partial)
+            )
+            return BlockMask(pattern=pattern, tiling=tiling, pieces=pieces)
         except sets.OverBudget:
             pass  # all powers alike, then
     try:
