@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from attnc.codegen.cpu_windows import _add_windows
 # slice, so that two runs agree in every bit. Half types are computed in float32.
 
 _SHARE_BYTES = 8 << 20  # gradients of one call: what stays in the cache until it is added
+_TALLEST = 8  # most spans in a stack
+_ALIKE = 8  # the keys of a stack are longer than those of one span by this part at most
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -106,18 +108,57 @@ def _run_backward(
 ) -> None:
     """Run one call, in portions that stay in the cache, and add its shares to the gradients."""
     q, k, v, out, lse, grad_out, dq, dk, dv = lane
-    a_span = (call.queries * call.stack + 2 * call.keys) * q.shape[0] * q.shape[2]
-    most = max(1, _SHARE_BYTES // (a_span * q.element_size()))
-    for first in range(0, call.spans, most):
-        count = min(most, call.spans - first)
-        mask, _ = _mask(schedule, call, keys, head, nq, nk, first, count, q.dtype)
-        asked = [_rows_of(x, call, first, count).flatten(2, 3) for x in (grad_out, q, out, lse)]
-        seen = [_keys_of_rows(x, call, first, count) for x in (k, v)]
-        share, share_k, share_v = _flash_backward(
-            *asked[:2], *seen, *asked[2:], 0.0, False, attn_mask=mask, scale=scale
-        )
-        rows = _rows_of(dq, call, first, count)
-        rows += share[..., : dq.shape[2]].unflatten(2, (call.stack, call.queries))
-        start = call.first_key + first * call.key_step
-        for whole, part in ((dk, share_k), (dv, share_v)):
-            _add_windows(whole, part[..., : whole.shape[2]], start, call.key_step)
+    for part, low in _taller(call):
+        a_span = (part.queries * part.stack + 2 * part.keys) * q.shape[0] * q.shape[2]
+        most = max(1, _SHARE_BYTES // (a_span * q.element_size()))
+        for first in range(0, part.spans, most):
+            count = min(most, part.spans - first)
+            mask, _ = _mask(schedule, call, keys, head, nq, nk, low + first, count, q.dtype)
+            mask = _tall_mask(call, part, mask, q)
+            asked = [_rows_of(x, part, first, count).flatten(2, 3) for x in (grad_out, q, out, lse)]
+            seen = [_keys_of_rows(x, part, first, count) for x in (k, v)]
+            share, share_k, share_v = _flash_backward(
+                *asked[:2], *seen, *asked[2:], 0.0, False, attn_mask=mask, scale=scale
+            )
+            rows = _rows_of(dq, part, first, count)
+            rows += share[..., : dq.shape[2]].unflatten(2, (part.stack, part.queries))
+            start = part.first_key + first * part.key_step
+            for whole, own in ((dk, share_k), (dv, share_v)):
+                _add_windows(whole, own[..., : whole.shape[2]], start, part.key_step)
+
+
+def _taller(call: _Call) -> Iterator[tuple[_Call, int]]:
+    """Stack neighbouring spans where their keys are nearly the same: fewer windows to add.
+
+    Yields: calls, and the number of their first span.
+    """
+    tall = 1
+    if call.stack == 1 and (call.shared or call.strip is None) and call.spans > 1:
+        tall = min(_TALLEST, call.spans, 1 + call.keys // max(1, _ALIKE * call.key_step))
+    if tall == 1:
+        yield call, 0
+        return
+    number, rest = divmod(call.spans, tall)
+    yield call._replace(
+        spans=number, query_step=tall * call.query_step, stack=tall, stack_step=call.query_step,
+        key_step=tall * call.key_step, keys=call.keys + (tall - 1) * call.key_step,
+    ), 0  # fmt: skip
+    if rest:
+        low = call.spans - rest
+        yield call._replace(
+            spans=rest, first_query=call.first_query + low * call.query_step,
+            first_key=call.first_key + low * call.key_step,
+        ), low  # fmt: skip
+
+
+def _tall_mask(
+    call: _Call, part: _Call, mask: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the mask of stacked spans: each sees its own keys alone."""
+    if part.stack == call.stack or (mask is None and call.key_step == 0):
+        return mask
+    tall = like.new_full((1, 1, part.stack, part.queries, part.keys), -math.inf)
+    for i in range(part.stack):
+        start = i * call.key_step
+        tall[:, :, i, :, start : start + call.keys] = 0 if mask is None else mask
+    return tall.flatten(2, 3)

@@ -195,6 +195,18 @@ def test_strips_cover_the_pattern(text: str, nq: int, nk: int) -> None:
             assert (here[both] == there[both]).all()
 
 
+@pytest.mark.parametrize(
+    ("also", "shifts"), [("", {(2, 2)}), ("and q < 999", {None})]
+)
+def test_masks_of_a_large_grid_repeat(also: str, shifts: set[tuple[int, int] | None]) -> None:
+    """A shift that isl has no budget to prove is read off the check."""
+    pattern = load_text(
+        "space s = grid(y: 256, x: 64)\npattern p on s = "
+        f"{{ q -> k : abs(q.y - k.y) <= 6 and abs(q.x - k.x) <= 6 {also} }}"
+    )
+    assert {strip.shift for strip in strips(pattern, Tiling(32, 32))} == shifts
+
+
 def test_empty_rows_are_found_symbolically() -> None:
     """A strictly causal pattern leaves the first query alone, at every length."""
     before = pat.Where(ex.compare("<", ex.Var("k"), ex.Var("q")))

@@ -93,6 +93,26 @@ def test_long_rows(name: str) -> None:
     check(plan_of(NAMED[name]), 2100, 2100, heads=2, kv=1, batch=1)
 
 
+@pytest.mark.parametrize("text", [
+    "pattern p = { q -> k : 0 <= q - k < 256 }",
+    "pattern p = { q -> k : k < 200 }",
+    "pattern p = { q -> k : abs(q div 64 - k div 64) <= 6 and abs(q mod 64 - k mod 64) <= 6 }",
+])  # fmt: skip
+def test_spans_with_nearly_the_same_keys_stack(text: str) -> None:
+    """Those that are left over run as they are, and no span is lost."""
+    plan = plan_of(text)
+    module = written(plan)
+    seen = []
+    for nq, nk in ((1000, 1000), (1063, 1090)):
+        check(plan, nq, nk, with_lse=True, batch=1, heads=2, kv=1)
+        batches = module._schedule(module._CPU_TILES, nq, nk).batches
+        seen += [call for batch in batches for call in batch.calls]
+    parts = [part for call in seen for part, _ in module._taller(call)]
+    assert any(part.stack > 1 for part in parts)
+    assert len(parts) > len(seen)  # spans left over
+    assert sum(p.spans * p.stack for p in parts) == sum(c.spans * c.stack for c in seen)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["all", "window", "sink_window", "fixed", "head_stride"])
 def test_dtypes(name: str, dtype: torch.dtype) -> None:

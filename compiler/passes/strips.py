@@ -16,6 +16,7 @@ from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Strip
 from attnc.compiler.passes import classify as cl
 from attnc.compiler.passes.eliminate import eliminate
+from attnc.compiler.passes.relations import Relations, project
 
 MAX_SHIFT_ROWS = 64
 """Longest row period that is tried for a shared mask."""
@@ -46,7 +47,7 @@ def _strips(pattern: Pattern, tiling: Tiling) -> tuple[Strip, ...]:
         return _of_pieces(mask)
     try:
         with sets.budget(share=cl.share_of(pattern)):
-            found = cl.project(pattern, tiling)
+            found = project(pattern, tiling)
         parts = cl.best_split(found.nonempty, found, pattern, tiling)
         few = len(parts) <= MAX_STRIPS
         with sets.budget(share=cl.share_of(pattern)):
@@ -64,23 +65,22 @@ def _of_pieces(mask: BlockMask) -> tuple[Strip, ...]:
 
 
 def _strip(
-    found: cl.Relations, tiling: Tiling, progression: Progression, exact: isl.Set,
+    found: Relations, tiling: Tiling, progression: Progression, exact: isl.Set,
     check: ex.BoolExpr, *, few: bool,
 ) -> Strip:
-    if few and check != ex.TRUE:
-        try:
-            with sets.budget(SHIFT_OPERATIONS):
-                shift, first_row = _shift(found, tiling, exact)
-                return Strip(
-                    tiles=progression, residual=check, shift=shift, shift_from=first_row
-                )
-        except sets.OverBudget:
-            pass
-    return Strip(tiles=progression, residual=check, shift=None)
+    if not few or check == ex.TRUE:
+        return Strip(tiles=progression, residual=check, shift=None)
+    try:
+        with sets.budget(SHIFT_OPERATIONS):
+            shift, first_row = _shift(found, tiling, exact)
+    except sets.OverBudget:
+        shift, first_row = None, 0
+    shift = shift or _written_shift(check, tiling)
+    return Strip(tiles=progression, residual=check, shift=shift, shift_from=first_row)
 
 
 def _shift(
-    found: cl.Relations, tiling: Tiling, exact: isl.Set
+    found: Relations, tiling: Tiling, exact: isl.Set
 ) -> tuple[tuple[int, int] | None, int]:
     """Return the least proved shift, along the diagonal or down a column, and its first row."""
     inside = found.token_tiles.intersect_range(cl.as_map(exact).wrap()).domain()
@@ -104,6 +104,22 @@ def _shift(
                 return (rows, tiles), last + 1
         rows *= 2
     return None, 0
+
+
+def _written_shift(check: ex.BoolExpr, tiling: Tiling) -> tuple[int, int] | None:
+    """Return the least shift that leaves the check as it is written: no isl, any size.
+
+        abs(q div 64 - k div 64) <= 6, 32 tokens a tile   -->   2 rows, 2 tiles
+    """
+    rows = 1
+    while rows <= MAX_SHIFT_ROWS:
+        tiles, rest = divmod(rows * tiling.q, tiling.k)
+        step = ex.Const(rows * tiling.q)
+        moved = {name: ex.add(ex.Var(name), step) for name in ("q", "k")}
+        if not rest and ex.substitute(check, moved) == check:
+            return rows, tiles
+        rows *= 2
+    return None
 
 
 def _last_row(pairs: isl.Set, tiling: Tiling) -> int | None:
