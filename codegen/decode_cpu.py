@@ -16,7 +16,8 @@ VALUE_DIM = 64
 
 # --- cut: decode on a CPU ---
 
-_KEYS_AT_ONCE = 8192  # keys looked at, and then read, at once
+_KEYS_AT_ONCE = 8192  # keys read at once
+_PAIRS_AT_ONCE = 65536  # pairs asked at once, of one head
 
 
 class _Step(NamedTuple):
@@ -112,14 +113,8 @@ def _decode_item(
         )
         lanes = q[b, of_q, first:].to(out.dtype).unflatten(0, number.shape[:2])  # [Hkv, G, T, D]
         whole, total = out[b, of_q, first:], lse[b, of_q, first:]
-        for keys in _live_tiles(step, at, h or 0, length, tokens).split(_KEYS_AT_ONCE):
-            told = (number, b, tokens, tokens, data)
-            kept = torch.as_tensor(step.keep(at[:, None], keys, *told))
-            kept = kept.expand(*kept.shape[:-2], len(at), len(keys))
-            alive = kept.flatten(0, -2).any(0)
-            if not alive.any():
-                continue
-            keys, kept = keys[alive], kept[..., alive]
+        told = (number, b, tokens, tokens, data)
+        for keys, kept in _live_keys(step, at, h or 0, length, told):
             k, v = cache.read(b, of_k, keys, out.dtype)
             dot = lanes @ k[:, None].mT * scale
             if step.score is not None:
@@ -136,6 +131,21 @@ def _decode_item(
             total.copy_(merged)
 
 
+def _live_keys(
+    step: _Step, at: torch.Tensor, h: int, length: int, told: tuple[Any, ...]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield keys that some query keeps, and which of them each query does: ``[..., T, keys]``."""
+    most = max(_KEYS_AT_ONCE, _PAIRS_AT_ONCE // len(at))
+    for keys in _live_tiles(step, at, h, length, told[2]).split(most):
+        kept = torch.as_tensor(step.keep(at[:, None], keys, *told))
+        kept = kept.expand(*kept.shape[:-2], len(at), len(keys))
+        alive = kept.flatten(0, -2).any(0)
+        if not alive.all():
+            keys, kept = keys[alive], kept[..., alive]
+        if len(keys):
+            yield from zip(keys.split(_KEYS_AT_ONCE), kept.split(_KEYS_AT_ONCE, -1), strict=True)
+
+
 def _live_tiles(
     step: _Step, at: torch.Tensor, h: int, length: int, tokens: int
 ) -> torch.Tensor:
@@ -149,6 +159,5 @@ def _live_tiles(
     if not tiles:
         return at[:0]
     keys = torch.cat(tiles).unique()[:, None] * step.k + torch.arange(step.k, device="cpu")
-    keys = keys.flatten()
-    inside: torch.Tensor = keys[keys < length]
+    inside: torch.Tensor = keys.flatten()[: int((keys < length).sum())]  # they are in order
     return inside
