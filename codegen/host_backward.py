@@ -21,9 +21,10 @@ from attnc.codegen.host_learned import emit_calls, emit_shapes, emit_sums
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import heads_apart
 from attnc.codegen.learned import learned, measured
-from attnc.codegen.triton_backward import KERNELS, PREPARE, Kernel, emit_kernel, parameters
+from attnc.codegen.triton_backward import KERNELS, Kernel, emit_kernel, parameters
 from attnc.codegen.triton_forward import emit_kernel as emit_forward
 from attnc.codegen.triton_learned import LEARNED_HELPERS
+from attnc.codegen.triton_prepare import PREPARE
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
 from attnc.compiler.passes.tiles import padded
