@@ -208,7 +208,7 @@ def main() -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    about = machine() | {"clock": options.clock}
+    about = machine() | {"clock": options.clock, "turns": options.turns}
     print(" ".join(f"{name}={value}" for name, value in about.items()), flush=True)
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:

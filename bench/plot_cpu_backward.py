@@ -1,6 +1,8 @@
 """Results of ``cpu_backward.py`` -> a plot of time and memory against the length.
 
     python bench/plot_cpu_backward.py bench/results/cpu_backward.json docs/cpu_backward.svg
+
+Several files of results are one plot, if one machine wrote them.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ def lines(rows: list[dict[str, Any]], quantity: str) -> dict[str, dict[int, floa
 def main() -> None:
     """Draw one dtype."""
     parser = argparse.ArgumentParser(description="draw what cpu_backward.py measured")
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("picture", type=Path, help="an .svg or .png to write")
     parser.add_argument("--dtype", default="fp32")
     options = parser.parse_args()
-    measured = json.loads(options.results.read_text(encoding="utf-8"))
-    rows = [row for row in measured["rows"] if row["dtype"] == options.dtype]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+    rows = [row for one in files for row in one["rows"] if row["dtype"] == options.dtype]
     if not rows:
         parser.error(f"no results in {options.dtype}")
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "attnc", "font.size": 9}
@@ -60,7 +62,7 @@ def main() -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
-    about = measured["machine"]
+    about = files[0]["machine"]
     figure.suptitle(
         f"{rows[0]['heads']} heads of {rows[0]['head_dim']}, {options.dtype}, "
         f"{about['threads']} threads, {about['cpu']}"
