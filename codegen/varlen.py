@@ -149,7 +149,7 @@ def varlen(
         return_lse: also return the log-sum-exp of each query's scores.
     Returns: out ``[total_q, {heads}, {dv}]`` in the dtype of q, or ``(out, lse)``, lse ``[{heads},
         total_q]`` float32 (float64 beside float64).
-    Gradients: those of the op.
+    Gradients: those of the op; on a GPU none of inputs that scores read.
     Raises: ValueError for a wrong shape, dtype, device, stride or scale; on a CPU also for
         ``cu_seqlens`` that do not rise from 0 to the end (a GPU is not waited for: tokens outside
         of all sequences get no result there).
