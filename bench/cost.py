@@ -124,6 +124,10 @@ def main() -> int:
             "machine": dict(calibration.machine), "clock": what, "dtype": options.dtype,
             "tokens": options.tokens, "heads": options.heads, "head_dim": options.head_dim,
             "rank_correlation": rank, "rows": rows,
+            "left_out": {
+                f"{executor} {dtype}": {"median": prices.error, "worst": prices.worst}
+                for (executor, dtype), prices in calibration.prices.items()
+            },
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
-"""Published times and speed-ups of attention, and what the cost model says of each."""
+"""Times and speed-ups of attention, published or measured, and what the cost model says of each."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -84,6 +86,8 @@ NATTEN_DENSE = (
     ("b200", 32768, 1, 425.0), ("b200", 65536, 24, 43300.0), ("b200", 115200, 24, 135300.0),
 )
 
+RANKED = Path(__file__).resolve().parents[1] / "bench" / "results" / "cost-2026-11-21.json"
+
 Row = tuple[str, float, float]
 """A case, what was published, what the model says."""
 
@@ -164,11 +168,18 @@ def natten_dense() -> Iterator[Row]:
         yield f"{device}, {heads} heads, {tokens}", published, found
 
 
+def cpu() -> Iterator[Row]:
+    """Yield microseconds that ``bench/cost.py`` measured and predicted, from what it wrote."""
+    for row in json.loads(RANKED.read_text(encoding="utf-8"))["rows"]:
+        name = f"{row['pattern']} {row['tile']} {row['orders']}"
+        yield name, row["measured_us"], row["predicted_us"]
+
+
 TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "nattensim": nattensim, "cudnn": lambda: cudnn("forward"),
     "cudnn-backward": lambda: cudnn("backward"), "cudnn-window": cudnn_window,
     "triton": lambda: tutorial(TUTORIAL), "triton-others": lambda: tutorial(TUTORIAL_OTHERS),
-    "natten": natten, "natten-dense": natten_dense,
+    "natten": natten, "natten-dense": natten_dense, "cpu": cpu,
 }
 
 
@@ -177,11 +188,16 @@ def text(name: str) -> str:
     rows = list(TABLES[name]())
     wide = max(len(case) for case, _, _ in rows)
     lines = [
-        f"{case.ljust(wide)} {published:>10,.5g} {said:>10,.4g} {said / published - 1:>+7.1%}"
+        f"{case.ljust(wide)} {_number(published):>10} {_number(said):>10} "
+        f"{said / published - 1:>+7.1%}"
         for case, published, said in rows
     ]
     worst = max(abs(said / published - 1) for _, published, said in rows)
     return "\n".join([*lines, f"largest error {worst:.1%}"]) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _by(sides: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_nattens_kernel_is_predicted_within_nine_percent() -> None:
     assert len(found) == 7
     assert max(found) < 0.09
     assert sorted(found)[3] < 0.056
+
+
+def test_plans_of_a_cpu_are_ranked() -> None:
+    """What bench/cost.py wrote: tiles and token orders, most of which no price was fitted to."""
+    rows = list(published.cpu())
+    assert len(rows) == 20
+    assert json.loads(published.RANKED.read_text(encoding="utf-8"))["rank_correlation"] >= 0.9
 
 
 @pytest.mark.parametrize(

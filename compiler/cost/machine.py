@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 Executor: TypeAlias = Literal["strips", "gathered", "dense"]
 
 WORK = ("call", "groups", "rows", "pairs", "pair_width", "masked", "tokens")
-"""What a call does, in the order of its price list; all but the first two over batch and heads."""
+"""What a call does, in the order of its price list; all but the first two over batch and heads.
+
+``tokens`` is the size of the result, once for each time that it is written, merged or copied.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,40 +130,44 @@ def work_of(
     plan: CpuPlan, setting: pre.Setting, given: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     """Say what a call of the executor does. Shape: ``[len(WORK)]``."""
-    area = plan.tiling.q * plan.tiling.k
     heads = plan.block_mask.pattern.heads or 1
     lanes = setting.batch * setting.heads / heads
     groups = rows = pairs = masked = 0
+    passes = 2.0 * sum(part.modulus > 1 for part in plan.parts)  # there and back
     for tiles, with_mask, times in _stretches(plan, setting.nq, setting.nk, given):
-        groups += times * sum(len(set(head[head > 0].tolist())) for head in tiles)
+        in_class = -(-setting.nq // times), -(-setting.nk // times)
+        area = min(plan.tiling.q, in_class[0]) * min(plan.tiling.k, in_class[1])
+        groups += sum(len(set(head[head > 0].tolist())) for head in tiles)
         rows += times * int((tiles > 0).sum())
         pairs += times * int(tiles.sum()) * area
         masked += times * int(tiles.sum()) * area if with_mask else 0
-    return _work(groups, rows * lanes, pairs * lanes, masked * lanes, setting)
+        passes += float((tiles > 0).mean()) if tiles.size else 0.0
+    return _work(groups, rows * lanes, pairs * lanes, masked * lanes, passes, setting)
 
 
 def dense_work(setting: pre.Setting) -> NDArray[np.float64]:
     """Say what a call of dense attention does. Shape: ``[len(WORK)]``."""
     lanes = setting.batch * setting.heads
-    return _work(0, 0.0, setting.nq * setting.nk * lanes, 0.0, setting)
+    return _work(0, 0.0, setting.nq * setting.nk * lanes, 0.0, 1.0, setting)
 
 
 def _work(
-    groups: int, rows: float, pairs: float, masked: float, setting: pre.Setting
+    groups: int, rows: float, pairs: float, masked: float, passes: float, setting: pre.Setting
 ) -> NDArray[np.float64]:
     import numpy as np
 
     width = setting.head_dim + setting.value_dim
-    tokens = setting.batch * setting.heads * setting.nq
+    tokens = setting.batch * setting.heads * setting.nq * passes
     return np.array([1, groups, rows, pairs, pairs * width, masked, tokens * width], dtype=float)
 
 
 def _stretches(
     plan: CpuPlan, nq: int, nk: int, given: Mapping[str, Any]
 ) -> Iterator[tuple[NDArray[np.int64], bool, int]]:
-    """Yield the tiles of each row, whether they are masked, and how often such rows run.
+    """Yield the tiles of each row, whether they are masked, and of how many classes.
 
-    Shape: int64 ``[heads or 1, NQ]``. Residue classes are as long as the longest of them.
+    Shape: int64 ``[heads or 1, NQ]``. Residue classes are as long as the longest of them, and run
+    together, as one batch.
     """
     import numpy as np
 
