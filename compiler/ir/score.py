@@ -181,6 +181,14 @@ def walk(expr: RealExpr) -> Iterator[RealExpr | ex.Expr]:
         stack.extend(reversed(below))
 
 
+def op_count(expr: RealExpr) -> int:
+    """Return how many operations evaluate the expression, of integers and truth values too."""
+    return sum(
+        bool(children(node) if isinstance(node, RealExpr) else ex.children(node))
+        for node in walk(expr)
+    )
+
+
 def free_vars(expr: RealExpr) -> frozenset[str]:
     """Return the names of the variables used."""
     used: frozenset[str] = frozenset()

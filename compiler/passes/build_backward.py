@@ -85,4 +85,5 @@ def _choice(forward: ForwardPlan, kernel: Pass, tile: Tiling | None) -> TileChoi
     choices = candidates(kernel, forward.target, *dims, forward.dtype)
     if tile is not None:
         return asked(choices, tile, tile.k if kernel in OF_KEYS else tile.q, forward.target)
-    return default(choices, forward.block_mask.pattern, held(kernel, *dims))
+    pattern = forward.block_mask.pattern
+    return default(choices, pattern, held(kernel, *dims), steps=2, scored=True)

@@ -70,17 +70,22 @@ GATHER_REGISTERS = 80
 
 
 def default(
-    choices: tuple[TileChoice, ...], pattern: Pattern, held: Callable[[TileChoice], int]
+    choices: tuple[TileChoice, ...], pattern: Pattern, held: Callable[[TileChoice], int], *,
+    steps: int = 1, scored: bool = False,
 ) -> TileChoice:
     """Return the tile to take unasked: the best, or a smaller where a pair costs registers.
 
-    Args: ``held`` counts the scores and sums that a program holds at once.
+    Args: ``held`` counts the scores and sums that a program holds at once, ``steps`` is how far
+    down the table operations may lead, ``scored`` counts those of scores as well.
     """
     if _gathers(pattern):
         fits = (c for c in choices if held(c) // (32 * c.warps) <= GATHER_REGISTERS)
         return next(fits, choices[-1])
-    heavy = ex.op_count(pattern.predicate) > HEAVY_OPERATIONS
-    return choices[1] if heavy and len(choices) > 1 else choices[0]
+    operations = ex.op_count(pattern.predicate)
+    if scored and pattern.score is not None:
+        operations += sc.op_count(pattern.score)
+    step = min(operations // (HEAVY_OPERATIONS + 1), steps, len(choices) - 1)
+    return choices[step]
 
 
 def asked(
