@@ -425,9 +425,9 @@ def compile(
             position i ("top-left"), or at ``i + K - Q`` ("bottom-right"), as the last tokens of
             the keys' sequence. Queries in front of that sequence see nothing, and inputs are as
             long as it. A decode step always has its queries at the end.
-        orders: the token orders that disjoint parts of the pattern may take on a CPU: what pays
-            ("auto"), none but the natural one ("natural"), or residue classes, as ``(1, 64)``: what
-            lies at multiples of 64 runs in classes of tokens 64 apart. The mask is the same.
+        orders: the token orders that disjoint parts of the pattern may take: what pays ("auto"),
+            none but the natural one ("natural"), or residue classes, as ``(1, 64)``: what lies at
+            multiples of 64 runs in classes of tokens 64 apart. The mask is the same.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,

@@ -160,52 +160,63 @@ _BUILD_TABLE = (
 )
 
 
+def emit_limits(out: Writer) -> None:
+    """Print the sizes of a call, what is done where nothing is kept, and what is too long."""
+    out.line("batch, heads, nq, _ = q.shape")
+    out.line("group, nk = heads // k.shape[1], k.shape[2]")
+    with out.block("if lse.numel() == 0:"):
+        out.line("return")
+    with out.block("if nk == 0:"):
+        out.line("out.zero_()")
+        out.line("lse.fill_(-math.inf)")
+        out.line("return")
+    with out.block(f"if max(nq, nk) > {MAX_LENGTH}:"):
+        out.line("raise ValueError(")
+        with out.indented():
+            out.line(f'f"{{nq}} queries and {{nk}} keys; the kernel takes up to {MAX_LENGTH}"')
+        out.line(")")
+
+
+def emit_strides(out: Writer) -> None:
+    """Print the check of ``programs``, the sign of ``scale``, and ``strides`` and ``align``."""
+    with out.block("if programs >= 2**31:"):
+        out.line("raise ValueError(")
+        with out.indented():
+            out.line('f"{batch} x {heads} heads x {nq} queries need {programs} programs; "')
+            out.line('"a GPU runs 2**31 - 1 at once: split the batch"')
+        out.line(")")
+    with out.block("if scale < 0:"):
+        out.comment("The kernel wants the row maximum of the products: one pass over q.")
+        out.line("q, scale = -q, -scale")
+    out.comment("A stride along a dimension of one element means nothing: drop it.")
+    out.line(
+        "strides = [s if n > 1 else 0 for t in (q, k, v) "
+        "for s, n in zip(t.stride()[:3], t.shape)]"
+    )
+    out.comment(f"All strides are multiples of `align` elements, {ALIGN_BYTES} bytes at best.")
+    out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
+
+
+def emit_section(out: Writer, plan: LoopPlan, batch: str = "batch") -> None:
+    """Print ``section``: so many heads share the L2 cache."""
+    out.line(f"head_bytes = nk * {plan.head_dim + plan.value_dim} * q.element_size()")
+    out.line(f"section = min(max({SECTION_BYTES} // head_bytes, 1) * group, {batch} * heads)")
+
+
 def _emit_launch(out: Writer, plan: ForwardPlan) -> None:
     waits = "" if plan.form == "data" else ", no wait"
     with out.block("def _gpu_forward(q, k, v, scale, out, lse, *extra):"):
         out.line(f'"""Launch the kernel: fill out [B, Hq, Q, Dv] and lse [B, Hq, Q]{waits}."""')
-        out.line("batch, heads, nq, _ = q.shape")
-        out.line("group, nk = heads // k.shape[1], k.shape[2]")
-        with out.block("if lse.numel() == 0:"):
-            out.line("return")
-        with out.block("if nk == 0:"):
-            out.line("out.zero_()")
-            out.line("lse.fill_(-math.inf)")
-            out.line("return")
-        with out.block(f"if max(nq, nk) > {MAX_LENGTH}:"):
-            out.line("raise ValueError(")
-            with out.indented():
-                out.line(f'f"{{nq}} queries and {{nk}} keys; the kernel takes up to {MAX_LENGTH}"')
-            out.line(")")
+        emit_limits(out)
         rows = f"-(-nq // {plan.tiling.q})" if plan.boxes is None else str(plan.boxes.tiles()[0])
         out.line(f"programs = {rows} * batch * heads")
-        with out.block("if programs >= 2**31:"):
-            out.line("raise ValueError(")
-            with out.indented():
-                out.line('f"{batch} x {heads} heads x {nq} queries need {programs} programs; "')
-                out.line('"a GPU runs 2**31 - 1 at once: split the batch"')
-            out.line(")")
-        with out.block("if scale < 0:"):
-            out.comment("The kernel wants the row maximum of the products: one pass over q.")
-            out.line("q, scale = -q, -scale")
-        out.comment("A stride along a dimension of one element means nothing: drop it.")
-        out.line(
-            "strides = [s if n > 1 else 0 for t in (q, k, v) "
-            "for s, n in zip(t.stride()[:3], t.shape)]"
-        )
-        out.comment(f"All strides are multiples of `align` elements, {ALIGN_BYTES} bytes at best.")
-        out.line(f"align = math.gcd({ALIGN_BYTES} // q.element_size(), *strides)")
+        emit_strides(out)
         reach = str(plan.tiling.k) if plan.boxes is None else "nk"  # tokens, from the base of loads
         out.line(f"wide = max(strides[5], strides[8]) * {reach} + 256 >= 2**31")
         if heads_in_order(plan):
             out.line("section = 1  # rows of all heads are sorted together")
         else:
-            out.line(
-                f"head_bytes = nk * {plan.head_dim + plan.value_dim} * q.element_size()"
-            )
-            out.line(
-                f"section = min(max({SECTION_BYTES} // head_bytes, 1) * group, batch * heads)"
-            )
+            emit_section(out, plan)
         pointers, numbers = _emit_call_data(out, plan)
         arguments = [
             "q", "k", "v", "out", "lse", *pointers,

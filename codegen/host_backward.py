@@ -24,6 +24,7 @@ from attnc.codegen.learned import learned, measured
 from attnc.codegen.triton_backward import KERNELS, Kernel, emit_kernel, parameters
 from attnc.codegen.triton_forward import emit_kernel as emit_forward
 from attnc.codegen.triton_learned import LEARNED_HELPERS
+from attnc.codegen.triton_parts import emit_part_kernels
 from attnc.codegen.triton_prepare import PREPARE
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
@@ -48,7 +49,7 @@ def emit_backward(plan: Plan) -> str:
     ``data.emit_tiles``, and does not repeat it.
     """
     assert plan.backward is not None
-    given = emit_forward(plan.forward)
+    given = emit_part_kernels(plan) if plan.parts else emit_forward(plan.forward)
     loops = kernels(plan.backward)
     found = {kernel: emit_kernel(loop, kernel) for kernel, loop in loops.items()}
     helpers = dict.fromkeys(helper for shared, _ in found.values() for helper in shared)
@@ -62,7 +63,8 @@ def _host(plan: Plan, loops: dict[Kernel, LoopPlan]) -> str:
     out = Writer()
     out.line("import math")
     scheduled = [loop for loop in loops.values() if needs_schedule(loop)]
-    if scheduled and not needs_schedule(plan.forward):
+    stored = not plan.parts and needs_schedule(plan.forward)  # by the forward
+    if scheduled and not stored:
         out.line("import threading")
         out.line("from collections import OrderedDict")
         out.line("from concurrent.futures import ThreadPoolExecutor")
@@ -70,7 +72,7 @@ def _host(plan: Plan, loops: dict[Kernel, LoopPlan]) -> str:
     out.line("import torch")
     out.line()
     out.line()
-    if scheduled and not needs_schedule(plan.forward):
+    if scheduled and not stored:
         emit_store(out)
     if plan.backward is not None and plan.backward.dkdv.form == "data":
         _emit_inverse(out)

@@ -20,11 +20,13 @@ from attnc.codegen.cpu import emit_cpu
 from attnc.codegen.data import emit_tiles, is_gathered, needs_table, pasted
 from attnc.codegen.host import emit_host
 from attnc.codegen.host_backward import emit_backward
+from attnc.codegen.host_parts import emit_part_launches
 from attnc.codegen.inputs import argument, arguments_text, described, emit_inputs, signature
 from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
+from attnc.codegen.triton_parts import emit_part_kernels
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan, ForwardPlan, Plan
+from attnc.compiler.ir.plan import CpuPlan, DistancePart, ForwardPlan, Plan
 
 _RULE = 100
 _HASH_DIGITS = 12
@@ -102,7 +104,7 @@ def emit_module(plan: Plan) -> str:
     """
     digest = plan_hash(plan)
     checks, registration = contract()
-    launch = emit_host(plan.forward)
+    kernels, launch = _forward(plan)
     executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
     inputs = emit_inputs(plan.pattern)
     tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
@@ -110,7 +112,7 @@ def emit_module(plan: Plan) -> str:
     sections = [
         ("Checks", checks),
         ("Arguments of the pattern", inputs),
-        ("GPU kernel", emit_kernel(plan.forward)),
+        ("GPU kernel", kernels),
         ("Bounds of both executors", used_helpers(inputs + tiles + launch + backward + executor)),
         ("Tiles of a call", tiles),
         ("GPU launch", launch),
@@ -135,6 +137,13 @@ def emit_module(plan: Plan) -> str:
     )
     ast.parse(text)
     return text
+
+
+def _forward(plan: Plan) -> tuple[str, str]:
+    """Return the kernels of the forward, and their launch."""
+    if plan.parts:
+        return emit_part_kernels(plan), emit_part_launches(plan)
+    return emit_kernel(plan.forward), emit_host(plan.forward)
 
 
 def used_helpers(text: str) -> str:
@@ -202,7 +211,7 @@ def _header(plan: Plan, digest: str) -> str:
         ("parameters", ", ".join(f"{n} = {v}" for n, v in pattern.params) or "none"),
         ("heads", heads),
         ("head dim", f"{forward.head_dim} (q, k), {forward.value_dim} (v)"),
-        ("GPU", _gpu_line(forward)),
+        ("GPU", _parts_line(plan) if plan.parts else _gpu_line(forward)),
         ("CPU", _cpu_line(plan.cpu)),
         ("plan", digest),
     ]
@@ -235,7 +244,20 @@ you; the parts copied from attnc (checks, CPU executor, registration) are Apache
 def _cpu_line(cpu: CpuPlan) -> str:
     if is_gathered(cpu):
         return f"tile {cpu.tiling}, tiles found at the call"
+    if cpu.parts:
+        each = ", ".join(str(part.modulus) for part in cpu.parts)
+        return f"tile {cpu.tiling}, parts in classes of {each}"
     return f"tile {cpu.tiling}, {_count(len(cpu.strips), 'strip')}"
+
+
+def _parts_line(plan: Plan) -> str:
+    each = [
+        f"{len(part.distances)} distances, {part.rows} queries at a time"
+        if isinstance(part, DistancePart)
+        else f"tile {part.loop.tiling} in classes of {part.modulus}"
+        for part in plan.parts
+    ]
+    return f"{plan.forward.target}, {plan.forward.dtype}, {'; '.join(each)}"
 
 
 def _gpu_line(forward: ForwardPlan) -> str:

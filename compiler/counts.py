@@ -11,14 +11,15 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from attnc.compiler.counts_grid import count_grid
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Piece, Tiling
-from attnc.compiler.ir.plan import CpuPlan, DataTiles
+from attnc.compiler.ir.plan import CpuPlan, DataTiles, DistancePart, Plan, TilePart
 from attnc.compiler.passes import data_tiles
 from attnc.compiler.passes.classify import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -81,18 +82,65 @@ def count_cpu(
     """
     if not plan.parts:
         return count(plan.block_mask, nq, nk, plan.data, given)
+    return _sum(_count_classes(part.block_mask, part.modulus, nq, nk) for part in plan.parts)
+
+
+def count_forward(
+    plan: Plan, nq: int, nk: int, given: Mapping[str, Any] | None = None
+) -> Counts:
+    """Count what the forward kernels do on a GPU.
+
+    The tiles of a part are those of its classes. Where it takes distances one by one, a "tile" is
+    so many queries with one key each: all that is computed is kept, but for rows past an end.
+    """
+    forward = plan.forward
+    if forward.boxes is not None:
+        return count_grid(forward.boxes)
+    if not plan.parts:
+        return count(forward.block_mask, nq, nk, forward.data, given)
+    return _sum(
+        _count_classes(part.loop.block_mask, part.modulus, nq, nk) if isinstance(part, TilePart)
+        else _count_distances(part, nq, nk)
+        for part in plan.parts
+    )
+
+
+def _count_classes(mask: BlockMask, modulus: int, nq: int, nk: int) -> Counts:
+    found = []
+    for first, stop in pairwise(sorted({0, nq % modulus, nk % modulus, modulus})):
+        q, k = (max(0, -(-(n - first) // modulus)) for n in (nq, nk))
+        one = count(mask, q, k)
+        found.append(Counts(*((stop - first) * getattr(one, f.name) for f in fields(Counts))))
+    return _sum(found)
+
+
+def _count_distances(part: DistancePart, nq: int, nk: int) -> Counts:
+    """Count blocks of queries, at each distance those that have a key there."""
+    full = partial = kept = computed = 0
+    rows = -(-nq // part.rows)
+    for distance in part.distances:
+        first, stop = max(0, distance), min(nq, nk + distance)
+        if stop <= first:
+            continue
+        kept += stop - first
+        blocks = (stop - 1) // part.rows - first // part.rows + 1
+        existing = min(nq, ((stop - 1) // part.rows + 1) * part.rows)
+        computed += existing - first // part.rows * part.rows
+        cut = {first // part.rows} if first % part.rows else set()
+        cut |= {(stop - 1) // part.rows} if stop < existing else set()
+        full, partial = full + blocks - len(cut), partial + len(cut)
+    return Counts(
+        full=full, partial=partial, empty=rows * len(part.distances) - full - partial,
+        visited=full + partial, masked=partial, pairs_kept=kept, pairs_computed=computed,
+    )
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
     total = Counts(
         full=0, partial=0, empty=0, visited=0, masked=0, pairs_kept=0, pairs_computed=0
     )
-    for part in plan.parts:
-        ends = sorted({0, nq % part.modulus, nk % part.modulus, part.modulus})
-        for first, stop in pairwise(ends):
-            q, k = (max(0, -(-(n - first) // part.modulus)) for n in (nq, nk))
-            one = count(part.block_mask, q, k)
-            total = Counts(*(
-                getattr(total, f.name) + (stop - first) * getattr(one, f.name)
-                for f in fields(Counts)
-            ))
+    for one in counts:
+        total = Counts(*(getattr(total, f.name) + getattr(one, f.name) for f in fields(Counts)))
     return total
 
 

@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from attnc.codegen import triton_backward as backward
 from attnc.codegen import triton_forward as forward
 from attnc.codegen.learned import measured
-from attnc.compiler.ir.plan import ForwardPlan, LoopPlan, Target
+from attnc.codegen.triton_parts import part_loop, part_parameters
+from attnc.compiler.ir.plan import ForwardPlan, LoopPlan, Plan, Target
 
 _GPU: dict[Target, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -78,6 +79,42 @@ def compile_kernel(
     return result
 
 
+def compile_plan(plan: Plan) -> Artifact:
+    """Compile the forward of a plan: one kernel, or those of its parts, taken together.
+
+    Of parts, texts and counts are those of all of them, registers and shared memory the most.
+    Raises: RuntimeError when triton is missing or refuses a kernel.
+    """
+    from attnc.codegen.module import emit_module
+
+    text = emit_module(plan)
+    if not plan.parts:
+        return compile_kernel(text, plan.forward)
+    loops = [part_loop(part, plan.forward) for part in plan.parts]
+    with tempfile.TemporaryDirectory(prefix="attnc-aot-") as folder:
+        path = Path(folder) / "kernels.py"
+        path.write_text(kernel_source(text), encoding="utf-8")
+        given = [part_parameters(plan, number) for number in range(1, len(loops) + 1)]
+        jobs = [
+            _described(path, f"{forward.KERNEL}_{number}", own, loop, loop.target)
+            for number, (own, loop) in enumerate(zip(given, loops, strict=True), start=1)
+        ]
+        answer = _ask_worker(jobs)
+    found = []
+    for loop, result in zip(loops, answer["results"], strict=True):
+        one = _result(str(answer["triton"]), loop, loop.target, result)
+        if isinstance(one, RuntimeError):
+            raise one
+        found.append(one)
+    return replace(
+        found[0],
+        assembly="\n".join(a.assembly for a in found), sass="\n".join(a.sass for a in found),
+        registers=max(a.registers for a in found), spill_bytes=sum(a.spill_bytes for a in found),
+        shared_bytes=max(a.shared_bytes for a in found), wgmma=sum(a.wgmma for a in found),
+        waits=sum(a.waits for a in found), seconds=sum(a.seconds for a in found),
+    )
+
+
 def compile_kernels(
     jobs: Sequence[tuple[str, LoopPlan, Target]], kernel: Kernel = "forward"
 ) -> list[Artifact | RuntimeError]:
@@ -93,30 +130,35 @@ def compile_kernels(
             descriptions.append(_job(path, plan, target, kernel))
         answer = _ask_worker(descriptions)
     version = str(answer["triton"])
-    results: list[Artifact | RuntimeError] = []
-    for (_, plan, target), found in zip(jobs, answer["results"], strict=True):
-        if "error" in found:
-            tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
-            results.append(RuntimeError(
-                f"triton {version} cannot compile the kernel of "
-                f"`{plan.block_mask.pattern.name}` for {target} ({tile}): {found['error']}"
-            ))
-            continue
-        sass = found["sass"]
-        results.append(Artifact(
-            target=target,
-            triton_version=version,
-            assembly=found["assembly"],
-            sass=sass,
-            binary=base64.b64decode(found["binary"]),
-            registers=found["registers"],
-            spill_bytes=found["spill_bytes"],
-            shared_bytes=found["shared_bytes"],
-            wgmma=len(re.findall(r"\sHGMMA\.", sass)),
-            waits=len(re.findall(r"\sWARPGROUP\.DEPBAR", sass)),
-            seconds=found["seconds"],
-        ))
-    return results
+    return [
+        _result(version, plan, target, found)
+        for (_, plan, target), found in zip(jobs, answer["results"], strict=True)
+    ]
+
+
+def _result(
+    version: str, plan: LoopPlan, target: Target, found: dict[str, Any]
+) -> Artifact | RuntimeError:
+    if "error" in found:
+        tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
+        return RuntimeError(
+            f"triton {version} cannot compile the kernel of "
+            f"`{plan.block_mask.pattern.name}` for {target} ({tile}): {found['error']}"
+        )
+    sass = found["sass"]
+    return Artifact(
+        target=target,
+        triton_version=version,
+        assembly=found["assembly"],
+        sass=sass,
+        binary=base64.b64decode(found["binary"]),
+        registers=found["registers"],
+        spill_bytes=found["spill_bytes"],
+        shared_bytes=found["shared_bytes"],
+        wgmma=len(re.findall(r"\sHGMMA\.", sass)),
+        waits=len(re.findall(r"\sWARPGROUP\.DEPBAR", sass)),
+        seconds=found["seconds"],
+    )
 
 
 def kernel_source(text: str) -> str:
@@ -139,12 +181,18 @@ def _is_jit(decorator: ast.expr) -> bool:
 
 
 def _job(path: Path, plan: LoopPlan, target: Target, kernel: Kernel) -> dict[str, object]:
-    """Describe a kernel as the JIT would see it: aligned pointers, contiguous head dims."""
     if kernel == "forward":
         assert isinstance(plan, ForwardPlan)
         name, given = forward.KERNEL, forward.parameters(plan)
     else:
         name, given = backward.KERNELS[kernel], backward.parameters(plan, kernel)
+    return _described(path, name, given, plan, target)
+
+
+def _described(
+    path: Path, name: str, given: Sequence[tuple[str, str]], plan: LoopPlan, target: Target
+) -> dict[str, object]:
+    """Describe a kernel as the JIT would see it: aligned pointers, contiguous head dims."""
     signature: dict[str, str] = {}
     for argument, kind in given:
         signature[argument] = f"*{plan.dtype}" if kind == "*" else kind
@@ -153,7 +201,7 @@ def _job(path: Path, plan: LoopPlan, target: Target, kernel: Kernel) -> dict[str
         "ALIGN": math.gcd(16 // item_bytes, plan.head_dim, plan.value_dim),
         "WIDE": False,
     }
-    if kernel == "learned" and measured(plan):
+    if name == backward.KERNELS["learned"] and measured(plan):
         constexprs["MEASURE"] = False
     return {
         "path": str(path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnc
-from attnc.compiler.counts import count, count_cpu
+from attnc.codegen.module import emit_module
+from attnc.codegen.triton_parts import distance_lines
+from attnc.compiler.counts import count, count_cpu, count_forward
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.pattern import Pattern
@@ -19,6 +23,10 @@ from attnc.compiler.passes import bands as bd
 from attnc.compiler.passes.build_plan import build_plan
 from attnc.compiler.passes.cpu_plan import build_cpu
 from attnc.compiler.passes.token_order import Part, parts, read_orders, work
+from attnc.runtime import reference
+from attnc.runtime.aot import compile_plan
+from attnc.runtime.lint import lint
+from tests import kernels as kn
 
 TEXTS = {
     "dilated": "0 <= q - k < 2048 and (q - k) mod 4 == 0",
@@ -38,6 +46,11 @@ LENGTHS = ((1, 1), (50, 37), (130, 201), (300, 300), (3, 150), (150, 3))
 
 def parsed(text: str) -> Pattern:
     return attnc.parse(f"pattern p = {{ q -> k : {text} }}").ir
+
+
+def free(_bands: object, _modulus: int) -> float:
+    """Cost nothing: orders that are asked for are not weighed."""
+    return 0.0
 
 
 def together(found: tuple[Part, ...], nq: int, nk: int) -> np.ndarray:
@@ -76,7 +89,7 @@ def test_parts_are_the_pattern(name):
     pattern = parsed(TEXTS[name])
     plan = build_cpu(pattern, Tiling(32, 32), tested=False)
     assert [part.modulus for part in plan.parts] == MODULI[name]
-    found = parts(pattern, tuple(MODULI[name]), Tiling(32, 32), lambda _: 0.0)
+    found = parts(pattern, tuple(MODULI[name]), free)
     for nq, nk in LENGTHS:
         assert np.array_equal(together(found, nq, nk), pattern.mask(nq, nk)[0].astype(int))
 
@@ -107,15 +120,15 @@ def test_random_bands(texts, moduli, sink, nq, nk):
     served = {max(m for m in (1, *moduli) if b.modulus % m == 0) for b in found}
     if not set(moduli) <= served:
         with pytest.raises(ValueError, match="asks for classes of"):
-            parts(pattern, moduli, Tiling(16, 16), lambda _: 0.0)
-    elif cut := parts(pattern, moduli, Tiling(16, 16), lambda _: 0.0):
+            parts(pattern, moduli, free)
+    elif cut := parts(pattern, moduli, free):
         assert np.array_equal(together(cut, nq, nk), kept.astype(int))
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_work_is_counted(name):
     """The estimate that orders are chosen by is what the block mask visits, for bands alone."""
-    for part in parts(parsed(TEXTS[name]), tuple(MODULI[name]), Tiling(32, 32), lambda _: 0.0):
+    for part in parts(parsed(TEXTS[name]), tuple(MODULI[name]), free):
         if part.rest == ex.FALSE:
             tokens = -(-8192 // part.modulus)
             guess = work(part.bands, part.modulus, Tiling(32, 32))
@@ -160,6 +173,71 @@ def test_outputs_and_gradients(name, nq, nk):
         results.append((out, lse, *torch.autograd.grad(loss, (q, k, v))))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+FEW = "q - k == 5 or q - k == -3 or q - k == 70 or q - k == 130 or q - k == 190"
+KERNELS: dict[str, tuple[str, Any]] = {
+    "strided": (TEXTS["strided"].replace("64", "12"), (1, 12)),
+    "both_ways": (TEXTS["both_ways"].replace("64", "7"), (1, 7)),
+    "sink": (TEXTS["sink"].replace("32", "5"), (5,)),
+    "dilated": (TEXTS["dilated"], "auto"), "powers": (TEXTS["powers"], "auto"),
+    "both_directions": (FEW, "auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_kernels_of_parts(name, dtype):
+    """Each kernel goes on from the rows of those before it; the result is the whole pattern's."""
+    text, orders = KERNELS[name]
+    pattern = parsed(text)
+    plan = build_plan(pattern, head_dim=24, dtype=dtype, orders=orders)
+    assert plan.parts
+    module = kn.load(emit_module(plan))
+    for batch, heads, group, nq, nk in ((2, 2, 2, 70, 45), (1, 1, 1, 131, 131), (1, 2, 1, 5, 140)):
+        torch.manual_seed(nq)
+        q = torch.randn(batch, nq, heads, 24).transpose(1, 2)
+        k, v = (torch.randn(batch, heads // group, nk, 24) for _ in range(2))
+        if dtype == "fp16":
+            q, k, v = (x.half() for x in (q, k, v))
+        out, lse = kn.run(module, q, k, v, 0.3)
+        mask = torch.from_numpy(pattern.mask(nq, nk))
+        reference.assert_within(out, lse, q, k, v, mask, scale=0.3)
+
+
+def test_parts_are_tiled_little():
+    """At 8192 tokens and sm_90 the kernels compute few pairs that the pattern does not keep."""
+    most = {"dilated": 1.4, "strided": 2.0, "radial": 2.0, "powers": 2.0}
+    for name, bound in most.items():
+        for head_dim in (64, 128):
+            plan = build_plan(parsed(TEXTS[name]), head_dim=head_dim)
+            counts = count_forward(plan, 8192, 8192)
+            natural = count_forward(replace(plan, parts=()), 8192, 8192)
+            assert counts.pairs_kept == natural.pairs_kept
+            assert counts.pairs_computed <= bound * counts.pairs_kept, name
+            assert counts.pairs_computed < natural.pairs_computed / 3
+
+
+@pytest.mark.parametrize(("name", "parts_of"), [("powers", [0]), ("strided", [1, 64])])
+def test_parts_are_clean(name, parts_of):
+    """No spills, shared memory within the limit, no serialised wgmma."""
+    plan = build_plan(parsed(TEXTS[name]), head_dim=64)
+    assert [getattr(part, "modulus", 0) for part in plan.parts] == parts_of
+    assert lint(compile_plan(plan), "sm_90") == ()
+
+
+@pytest.mark.parametrize(
+    ("distances", "lines"),
+    [
+        ((7,), ["distance = 7"]),
+        ((0, 1, 2, 4, 8), ["distance = 1 << tl.maximum(it - 1, 0)",
+                           "distance = tl.where(it < 1, 0, distance)"]),
+        ((-4, -2, 0, 2), ["distance = -4 + 2 * it"]),
+    ],
+)  # fmt: skip
+def test_distances_are_written_as_runs(distances, lines):
+    """A loop knows its distance from its number, without a table."""
+    assert list(distance_lines(distances)) == lines
 
 
 def test_half_types_and_single_gradients():

@@ -153,28 +153,40 @@ def emit_blocks(
 
     part = plan.cpu if target == "cpu" else plan.forward
     facts["tile"] = str(part.tiling)
-    texts = [show(part.block_mask).rstrip()]
-    if target == "cpu" and plan.cpu.parts:
-        texts = [
-            f"in classes of {own.modulus}\n{show(own.block_mask).rstrip()}"
-            for own in plan.cpu.parts
-        ]
+    parts = part_texts(plan, target)
+    texts = parts or [show(part.block_mask).rstrip()]
     if part.data is not None:
         texts.append(tests_text(part.data))
     if at is not None:
         import dataclasses
 
-        from attnc.compiler.counts import count, count_cpu
+        from attnc.compiler.counts import count_cpu, count_forward
 
         loaded, shape = at
         nq, nk, given = loaded.data(shape.nq, shape.nk, extents=dict(shape.extents))
         counted = dataclasses.asdict(
             count_cpu(plan.cpu, nq, nk, given) if target == "cpu"
-            else count(part.block_mask, nq, nk, part.data, given)
+            else count_forward(plan, nq, nk, given)
         )
         texts.append(counts_text(counted, Shape(nq, nk)))
         facts |= counted
     return "\n\n".join(texts), facts
+
+
+def part_texts(plan: Plan, target: str) -> list[str]:
+    """Return the block mask of each part, or its distances; empty: the pattern is in one piece."""
+    from attnc.compiler.ir.plan import DistancePart, TilePart
+    from attnc.compiler.ir.show import show
+
+    texts = []
+    found = plan.cpu.parts if target == "cpu" else plan.parts
+    for part in found:
+        if isinstance(part, DistancePart):
+            texts.append("distances " + " ".join(map(str, part.distances)))
+        else:
+            mask = part.loop.block_mask if isinstance(part, TilePart) else part.block_mask
+            texts.append(f"in classes of {part.modulus}\n{show(mask).rstrip()}")
+    return texts
 
 
 def emit_boxes(

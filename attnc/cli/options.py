@@ -278,8 +278,8 @@ def plan_options(command: F) -> F:
                      show_default=True, help="Where queries stand if there are fewer or more of "
                      "them than keys: query i at i, or so that the last one is at the last key."),
         click.option("--orders", default="auto", callback=read_orders, metavar="M,M",
-                     help="Token orders that parts of the pattern may take on a CPU: auto, natural "
-                     "or residue classes, such as 1,64.  [default: auto]"),
+                     help="Token orders that parts of the pattern may take: auto, natural or "
+                     "residue classes, such as 1,64.  [default: auto]"),
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
                      help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
                      "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),

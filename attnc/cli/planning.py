@@ -62,12 +62,11 @@ def compile_ahead(plan: Plan) -> Artifact:
     with progress(1) as steps:
         steps.step(f"compiling for {plan.forward.target}")
         try:
-            from attnc.codegen.module import emit_module
-            from attnc.runtime.aot import compile_kernel
+            from attnc.runtime.aot import compile_plan
         except ImportError as missing:
             raise needs_torch(missing) from missing
         try:
-            return compile_kernel(emit_module(plan), plan.forward, plan.forward.target)
+            return compile_plan(plan)
         except RuntimeError as refused:
             raise not_compiled(refused) from refused
 
@@ -89,6 +88,36 @@ def clean_tile(
                 pattern, head_dim=head_dim, value_dim=value_dim, dtype=cast(Any, dtype),
                 target=cast(Any, target),
             )
+        except RuntimeError as refused:
+            raise not_compiled(refused) from refused
+
+
+def with_clean_backward(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan with backward kernels that compile clean, and why tiles were dropped."""
+    from dataclasses import replace
+
+    from attnc.cli.terminal import progress
+    from attnc.runtime.lint_backward import clean_backward
+
+    with progress(1) as steps:
+        steps.step(f"compiling tiles of the backward for {plan.forward.target}")
+        try:
+            backward, dropped = clean_backward(plan.forward)
+        except RuntimeError as refused:
+            raise not_compiled(refused) from refused
+    return replace(plan, backward=backward), dropped
+
+
+def backward_findings(plan: Plan) -> tuple[str, ...]:
+    """Return what ahead-of-time compilation finds wrong with the kernels of a plan's backward."""
+    from attnc.cli.terminal import progress
+    from attnc.runtime.lint_backward import lint_backward
+
+    assert plan.backward is not None
+    with progress(1) as steps:
+        steps.step(f"compiling the backward for {plan.forward.target}")
+        try:
+            return lint_backward(plan.backward)
         except RuntimeError as refused:
             raise not_compiled(refused) from refused
 

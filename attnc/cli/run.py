@@ -234,8 +234,7 @@ def run(
     from attnc.api import Pattern as Face
     from attnc.api import compile as compile_op
     from attnc.codegen.inputs import argument
-    from attnc.compiler.counts import count, count_cpu
-    from attnc.compiler.counts_grid import count_grid
+    from attnc.compiler.counts import count_cpu, count_forward
     from attnc.runtime import trial
     from attnc.runtime.inputs import made_up
 
@@ -269,13 +268,8 @@ def run(
     timed_dense = max(nq, nk) <= DENSE_TOKENS if dense is None else dense
     times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense, **asked)
     boxes = op.plan.forward.boxes if on_gpu else None
-    if boxes is not None:
-        counts = count_grid(boxes)
-    elif on_gpu:
-        kernel = op.plan.forward
-        counts = count(kernel.block_mask, nq, nk, kernel.data, read)
-    else:
-        counts = count_cpu(op.plan.cpu, nq, nk, read)
+    counts = (count_forward(op.plan, nq, nk, read) if on_gpu
+              else count_cpu(op.plan.cpu, nq, nk, read))
     return Report(
         pattern=pattern,
         file=file,

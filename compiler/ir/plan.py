@@ -122,6 +122,30 @@ class BackwardPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TilePart:
+    """GPU: one of the disjoint parts of a pattern, in the residue classes of ``modulus``.
+
+    Token ``a`` of class ``r`` stands at ``a * modulus + r``; ``loop``, of form "ranges" and without
+    sorted rows, counts the tokens of a class and serves every class.
+    """
+
+    modulus: int
+    loop: ForwardPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistancePart:
+    """GPU: the part that keeps the keys at some ``distances`` q - k, ascending, and no others.
+
+    A program takes ``rows`` queries and one distance after the other: what it computes it keeps.
+    """
+
+    distances: tuple[int, ...]
+    rows: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
     """CPU: a progression of visited tiles of a row, full and partial together, and its residual.
 
@@ -183,11 +207,13 @@ class Plan:
     Either both executors have ``data`` or none has, with the same predicate; but a kernel on boxes
     never has. ``backward`` is None in a module that only runs forward; its kernels have ``data``
     where the forward has it or would without boxes, and the CPU executor needs no plan of its own
-    for it.
+    for it. ``parts``: the forward runs in these, each going on from the row sums of those before
+    it, instead of in ``forward``, which says what they have in common.
     """
 
     pattern: Pattern
     forward: ForwardPlan
     cpu: CpuPlan
     backward: BackwardPlan | None = None
+    parts: tuple[TilePart | DistancePart, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)

@@ -13,11 +13,13 @@ from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
 from attnc.compiler.ir.plan import (
     BackwardPlan,
     DataTiles,
+    DistancePart,
     ForwardPlan,
     LoopPlan,
     Plan,
     Segment,
     Strip,
+    TilePart,
 )
 from attnc.compiler.ir.transpose import transposed
 
@@ -138,7 +140,7 @@ def show_tiles(tiles: Progression, name: str = "kb") -> str:
 
 
 def _plan(plan: Plan) -> list[str]:
-    lines = [*_pattern(plan.pattern), *_forward(plan.forward)]
+    lines = [*_pattern(plan.pattern), *_forward(plan.forward, plan.parts)]
     lines += _backward(plan.backward, plan.forward) if plan.backward is not None else []
     lines.append(f"cpu tile {plan.cpu.tiling}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
@@ -160,12 +162,21 @@ def _strip(strip: Strip) -> str:
     return line
 
 
-def _forward(forward: ForwardPlan) -> list[str]:
-    first = (
+def _forward(forward: ForwardPlan, parts: tuple[TilePart | DistancePart, ...]) -> list[str]:
+    lines = [
         f"forward {forward.target} {forward.dtype} head_dim {forward.head_dim} value_dim"
         f" {forward.value_dim}"
-    )
-    return [first, *_loop(forward)]
+    ]
+    if not parts:
+        return [*lines, *_loop(forward)]
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, TilePart):
+            lines += [f"forward part {number} in classes of {part.modulus}", *_loop(part.loop)]
+        else:
+            shown = " ".join(map(str, part.distances))
+            lines.append(f"forward part {number} rows {part.rows} warps {part.warps}")
+            lines.append(f"  distances {shown}")
+    return lines
 
 
 def _backward(backward: BackwardPlan, forward: ForwardPlan) -> list[str]:

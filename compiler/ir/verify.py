@@ -8,7 +8,7 @@ from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask, Tiling
 from attnc.compiler.ir.gridmask import GridMask
-from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan, Plan
+from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan, Plan, TilePart
 from attnc.dsl.diagnostics import Diagnostic
 
 TRIAL_LENGTHS = ((1, 1), (33, 33), (50, 20), (20, 50))
@@ -39,6 +39,8 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
                 found.append(_broken("one executor tests tiles and the other does not"))
             found += _backward(ir.backward, ir.forward) if ir.backward is not None else []
             found += [wrong for part in ir.cpu.parts for wrong in verify(part.block_mask)]
+            for kernel in ir.parts:
+                found += _loop(kernel.loop) if isinstance(kernel, TilePart) else []
             if ir.cpu.parts and ir.cpu.strips:
                 found.append(_broken("the executor has parts and strips beside them"))
     return tuple(found)

@@ -8,7 +8,16 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import BackwardPlan, CpuPlan, ForwardPlan, Plan, Target
+from attnc.compiler.ir.plan import (
+    BackwardPlan,
+    CpuPart,
+    CpuPlan,
+    DistancePart,
+    ForwardPlan,
+    Plan,
+    Target,
+    TilePart,
+)
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
@@ -16,6 +25,7 @@ from attnc.compiler.passes.cpu_plan import build_cpu
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.grid_plan import on_boxes
 from attnc.compiler.passes.grid_tiles import better, choose
+from attnc.compiler.passes.kernel_parts import build_parts
 from attnc.compiler.passes.loops import MAX_SEGMENTS, build_loop
 from attnc.compiler.passes.token_order import Orders
 
@@ -38,7 +48,7 @@ def build_plan(
     256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
     or the best of as many tokens as its tile ("boxes"). Unasked, a kernel takes boxes where they
     are better than tiles of the flat order. ``orders``: the token orders that parts of the pattern
-    may take on a CPU. ``backward``: plan its kernels as well, which about doubles the work of isl.
+    may take. ``backward``: plan its kernels as well, which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
@@ -69,9 +79,13 @@ def build_plan(
     kernel = forward if boxes is None else on_boxes(forward, boxes)
     back = build_backward(kernel, tile) if backward else None
     cpu = build_cpu(pattern, cpu_tiling, tested=tested, orders=orders)
+    parts = build_parts(pattern, choices if tile is None else (choice,), forward, orders=orders)
     return Plan(
         pattern=pattern, forward=kernel, cpu=cpu,
-        backward=back, notes=_notes(kernel, tile, why) + _notes_of_keys(back) + _notes_of_parts(cpu),
+        backward=back, parts=parts,
+        notes=_notes(kernel, tile, why) + _notes_of_keys(back) + _notes_of_parts(
+            parts, cpu, asked=isinstance(orders, tuple) and bool(cpu.parts)
+        ),
     )
 
 
@@ -115,15 +129,27 @@ def _notes(
     return tuple(notes)
 
 
-def _notes_of_parts(cpu: CpuPlan) -> tuple[str, ...]:
-    """Say in which order the executor walks parts of the pattern."""
-    moduli = [part.modulus for part in cpu.parts]
-    if not moduli:
-        return ()
-    classes = " and ".join(f"classes of {m} tokens" for m in moduli if m > 1)
-    beside = f"{len(moduli)} disjoint parts, merged by log-sum-exp: " if len(moduli) > 1 else ""
-    natural = "tokens as they stand, and " if 1 in moduli else ""
-    return (f"on a CPU {beside}{natural}{classes} apart",)
+def _notes_of_parts(
+    parts: tuple[TilePart | DistancePart, ...], cpu: CpuPlan, *, asked: bool
+) -> tuple[str, ...]:
+    """Say in which token order parts of the pattern are walked, and where what was asked is not."""
+    notes = []
+    if asked and not parts:
+        notes.append("on a GPU the forward keeps the natural order: a part needs a table of tiles")
+    for where, found in (("on a GPU the forward", parts), ("on a CPU", cpu.parts)):
+        if found:
+            said = ", ".join(map(_note_of_part, found))
+            count = f"{len(found)} disjoint parts: " if len(found) > 1 else ""
+            notes.append(f"{where} walks {count}{said}")
+    return tuple(notes)
+
+
+def _note_of_part(part: TilePart | DistancePart | CpuPart) -> str:
+    if isinstance(part, DistancePart):
+        return f"{len(part.distances)} distances one by one"
+    if part.modulus == 1:
+        return "tokens as they stand"
+    return f"classes of tokens {part.modulus} apart"
 
 
 def _notes_of_keys(backward: BackwardPlan | None) -> tuple[str, ...]:

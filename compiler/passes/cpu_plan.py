@@ -8,7 +8,7 @@ from attnc.compiler.ir.plan import CpuPart, CpuPlan, Segment, Strip
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.loops import reachable
 from attnc.compiler.passes.strips import strips
-from attnc.compiler.passes.token_order import REFERENCE_TOKENS, Orders, Work, parts
+from attnc.compiler.passes.token_order import REFERENCE_TOKENS, Orders, Work, parts, work
 
 # What the executor spends beside the pairs of its tiles, in pairs for each query: measured on two
 # cores with heads of 64, as ratios to a causal window of 256.
@@ -30,7 +30,10 @@ def build_cpu(
     Raises: ValueError for orders that the pattern cannot take.
     """
     mask, data, _ = tiles_of(pattern, tiling, tested=tested)
-    found = parts(pattern, orders, tiling, weigh, apart=PART_PAIRS * REFERENCE_TOKENS)
+    found = parts(
+        pattern, orders, lambda bands, modulus: _cost(work(bands, modulus, tiling)),
+        apart=PART_PAIRS * REFERENCE_TOKENS,
+    )
     if data is None and pattern.score is None and pattern.sink is None:
         if found:
             own = tuple(_part(part.modulus, part.pattern, tiling) for part in found)
@@ -44,7 +47,7 @@ def build_cpu(
     return CpuPlan(block_mask=mask, strips=(), segments=segments, data=data)
 
 
-def weigh(work: Work) -> float:
+def _cost(work: Work) -> float:
     """Return what the executor spends on some tiles, in pairs."""
     pairs = work.tiles * work.tiling.k + work.runs * RUN_PAIRS
     pairs += work.rows * (COPY_PAIRS if work.modulus > 1 else 0)

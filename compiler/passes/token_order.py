@@ -68,8 +68,8 @@ class Work:
     modulus: int
 
 
-Weight: TypeAlias = Callable[[Work], float]
-"""What some work costs, in pairs of a full tile."""
+Cost: TypeAlias = Callable[[tuple[Band, ...], int], float]
+"""What some bands cost in classes of a modulus, in pairs at ``REFERENCE_TOKENS``."""
 
 
 def read_orders(orders: OrdersLike) -> Orders:
@@ -92,7 +92,7 @@ def read_orders(orders: OrdersLike) -> Orders:
     )
 
 
-def orders_of(pattern: Pattern) -> bool:
+def can_reorder(pattern: Pattern) -> bool:
     """Whether parts of a pattern may stand in other orders: one mask of positions, no scores."""
     return (
         pattern.heads is None and pattern.score is None and pattern.sink is None
@@ -102,16 +102,15 @@ def orders_of(pattern: Pattern) -> bool:
 
 
 def parts(
-    pattern: Pattern, orders: Orders, tiling: Tiling, weigh: Weight, *, apart: float = 0.0
+    pattern: Pattern, orders: Orders, cost: Cost, *, apart: float = 0.0
 ) -> tuple[Part, ...]:
     """Cut a pattern into disjoint parts with an order each; empty: it stays whole.
 
-    Args: ``weigh`` tells what the tiles of a part cost, ``apart`` what each part after the first
-        costs beside that.
-    Units: ``tiling`` in tokens of a class.
+    Args: ``cost`` tells what a part costs, ``apart`` what each part after the first costs beside
+        that.
     Raises: ValueError for moduli that no distance of the pattern is a multiple of.
     """
-    if orders == "natural" or not orders_of(pattern):
+    if orders == "natural" or not can_reorder(pattern):
         if orders not in ("natural", "auto"):
             raise ValueError(
                 f"orders {_text(orders)}: `{pattern.name}` has heads, scores, spaces or inputs of "
@@ -121,18 +120,14 @@ def parts(
     bands, rest = bd.split_off(pattern.predicate)
     if orders != "auto":
         return _asked(pattern, bands, rest, orders)
-
-    @cache
-    def cost(modulus: int, own: tuple[Band, ...]) -> float:
-        return weigh(work(own, modulus, tiling))
-
     moduli = _moduli(bands)
     if not moduli:
         return ()
-    best, least = None, GAIN * cost(1, bands)
+    costs = cache(cost)
+    best, least = None, GAIN * costs(bands, 1)
     for chosen in _choices(moduli):
         groups = _groups(bands, chosen)
-        total = sum(cost(m, own) for m, own in groups.items())
+        total = sum(costs(own, m) for m, own in groups.items())
         total += apart * (len(groups) - (0 if rest != ex.FALSE and 1 not in groups else 1))
         if total < least:
             best, least = groups, total
