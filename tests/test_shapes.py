@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +97,16 @@ def test_layouts(side: str) -> None:
     packed = draw(2, 21, 3, 2, 16)
     check(side, *(packed[:, :, i].transpose(1, 2) for i in range(3)))
     check(side, draw(2, 2, 21, 16), *(draw(1, 1, 21, 16).expand(2, 2, 21, 16) for _ in range(2)))
+
+
+def test_no_product_takes_tf32() -> None:
+    """Products of float32 are float32, in all kernels, whatever torch allows."""
+    op = compiled(16, 16, "fp32")
+    for source in (op.source, Path(op.decode.__globals__["__file__"]).read_text(encoding="utf-8")):
+        calls = [
+            node for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.dot"
+        ]  # fmt: skip
+        assert len(calls) >= 2
+        for call in calls:
+            assert "input_precision='ieee'" in ast.unparse(call)
