@@ -305,6 +305,16 @@ def test_alternatives_are_other_plans_in_order() -> None:
     assert [one.time_us for one in others] == sorted(one.time_us for one in others)
 
 
+def test_alternatives_on_a_grid_are_boxes_as_large() -> None:
+    pattern = load_zoo("gna", {"shape": [16, 32, 32], "window": [4, 8, 8]})
+    own = setting(16 * 32 * 32, heads=8, kv_heads=8)
+    chosen = predict(pattern, own)
+    others = alternatives(pattern, own, {}, chosen, predict)
+    assert others
+    assert all("," in one.tile.split()[1].rstrip(",") for one in others)
+    assert all(one.why for one in others)
+
+
 def test_the_crossover_lies_where_sparse_begins_to_win() -> None:
     pattern = load_text("pattern p = { q -> k : 0 <= q - k < 3000 }")
 

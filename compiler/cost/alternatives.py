@@ -12,8 +12,13 @@ from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import rank_of
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.passes import tiles
+from attnc.compiler.passes.grid_tiles import choose
 
 CPU_TILES = (Tiling(32, 32), Tiling(64, 32), Tiling(64, 64), Tiling(128, 64))
+
+FLAT_TOKENS = 8192
+"""Longest grid whose flat tiles are tried, in tokens: where they wait for data, pairs are counted.
+"""
 
 Predict = Callable[[Pattern, Setting, Mapping[str, Any]], Prediction]
 
@@ -31,16 +36,18 @@ def alternatives(
     pattern: Pattern, setting: Setting, given: Mapping[str, Any], chosen: Prediction,
     predict: Predict,
 ) -> tuple[Alternative, ...]:
-    """Predict the forward for every tile of the target's table, and for boxes of a grid."""
+    """Predict the forward for every tile of the target's table; on a grid for boxes as large."""
     asked: list[AnyTiling] = []
     if setting.device == "cpu":
         asked += CPU_TILES
     else:
         target = device_of(setting.device).target
         rows = tiles.candidates(target, setting.head_dim, setting.value_dim, setting.dtype)
-        asked += [row.tiling for row in rows]
-        if rank_of(pattern) > 1 and None not in pattern.lengths:
-            asked.append("boxes")
+        on_grid = rank_of(pattern) > 1 and None not in pattern.lengths and pattern.is_static
+        if on_grid:
+            asked += [choose(pattern, row.tiling).tiling for row in rows]
+        if not on_grid or max(setting.nq, setting.nk) <= FLAT_TOKENS:
+            asked += [row.tiling for row in rows]
     found = []
     for tile in asked:
         other = predict(pattern, replace(setting, tile=tile), given)

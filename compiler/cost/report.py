@@ -36,7 +36,8 @@ def levers(found: Prediction) -> tuple[Lever, ...]:
     options.append(Lever(
         "masks: bounds at multiples of the tile need none", terms["mask"] / total
     ))
-    rows, workers = sum(k.rows for k in found.kernels), found.kernels[-1].workers
+    walking = [kernel for kernel in found.kernels if kernel.tiles]
+    rows, workers = sum(k.rows for k in walking), found.kernels[-1].workers
     per_row = sum(k.tiles for k in found.kernels) / max(rows, 1)
     few = (
         "two launches of a row each are the least a step takes: put more sequences in one"
