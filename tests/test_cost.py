@@ -339,6 +339,9 @@ def test_text_and_json_tell_the_same() -> None:
     for number in (found.counts.pairs_kept, found.counts.pairs_computed, found.counts.total):
         assert f"{number:,}" in text
     assert str(found) == text
+    assert found.as_dict() == record
+    for name in ("time_us", "bound_by", "pairs_kept", "pairs_computed", "speedup_over_dense"):
+        assert getattr(found, name) == record[name]
 
 
 # ------------------------------------------------------------------------------ from Python

@@ -123,7 +123,7 @@ def _solve(work: NDArray[np.float64], times_us: NDArray[np.float64]) -> NDArray[
 
 def executor_of(plan: CpuPlan) -> Executor:
     """Return which executor runs a plan."""
-    return "strips" if plan.strips or plan.parts else "gathered"
+    return "strips" if plan.strips or plan.parts or plan.boxes is not None else "gathered"
 
 
 def work_of(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from attnc.compiler.cost import rates as rate
 from attnc.compiler.cost.devices import DEVICES, HBM_SHARE, Device
 from attnc.compiler.cost.fits import FITTED_TILE
-from attnc.compiler.cost.model import Cost
+from attnc.compiler.cost.model import Cost, Term
 from attnc.compiler.cost.rows import counts_of, tiles_by_row
 from attnc.compiler.cost.simulate import Rates, Rows, simulate
 from attnc.compiler.ir.blockmask import Counts, Tiling
@@ -110,6 +110,27 @@ class Prediction:
     def time_us(self) -> float:
         """Microseconds of all kernels."""
         return self.cost.time_us
+
+    @property
+    def bound_by(self) -> Term:
+        """The cause of most of the time."""
+        return self.cost.bound_by
+
+    @property
+    def pairs_kept(self) -> int:
+        """Pairs of the mask."""
+        return self.counts.pairs_kept
+
+    @property
+    def pairs_computed(self) -> int:
+        """Pairs in the tiles that are visited."""
+        return self.counts.pairs_computed
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it by name, as ``attnc cost --json`` prints it."""
+        from attnc.compiler.cost.report import to_json
+
+        return to_json(self)
 
     @property
     def tflops(self) -> float:
