@@ -31,9 +31,9 @@ from attnc.cli.options import (
 @click.option("-o", "--output", default="attn_ops", show_default=True, metavar="FOLDER",
               type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--lint", is_flag=True,
-              help="Also compile the kernel ahead of time (no GPU needed) and check for spills, "
-              "shared memory over the limit and serialised tensor-core instructions; without "
-              "--tile, step down to the first tile that has none of these.")
+              help="Also compile the kernels, forward and backward, ahead of time (no GPU needed) "
+              "and check for spills, shared memory over the limit and serialised tensor-core "
+              "instructions; without --tile, each steps down to its first tile that has none.")
 @click.option("--explain", is_flag=True, help="Print on stderr why the plan is as it is.")
 @json_option
 def command(
@@ -58,21 +58,27 @@ def command(
     from attnc.cli.inputs import align_pattern, check_heads, load_pattern
     from attnc.cli.planning import (
         artifact_facts,
+        backward_findings,
         clean_tile,
         compile_ahead,
         needs_torch,
         plan_for,
+        with_clean_backward,
     )
 
     chosen = {} if layer is None else {"layer": layer}
     pattern = align_pattern(load_pattern(file, pattern_name, {**defines, **chosen}), align)
     check_heads(pattern, heads)
     dropped: tuple[str, ...] = ()
-    if lint and tile is None:
+    picked = tile is None
+    if lint and picked:
         tile, dropped = clean_tile(pattern, head_dim, value_dim, dtype, target)
     plan = plan_for(
         pattern, head_dim, value_dim, dtype, target, tile, orders=orders, backward=True
     )
+    if lint and picked:
+        plan, more = with_clean_backward(plan)
+        dropped += more
     try:
         from attnc.runtime.build import write_module
     except ImportError as missing:
@@ -85,6 +91,7 @@ def command(
 
         artifact = compile_ahead(plan)
         findings, facts = lint_artifact(artifact, plan.forward.target), artifact_facts(artifact)
+        findings += () if picked else backward_findings(plan)
     if explain:
         for note in (*dropped, *plan.notes):
             click.echo(f"note: {note}", err=True)
