@@ -17,6 +17,8 @@ VALUE_DIM = 64
 # --- cut: decode on a CPU ---
 
 _KEYS_AT_ONCE = 8192  # keys read at once
+_CONVERTED_BYTES = 4 << 20  # keys and values in another dtype, held at once
+_LEAST_CONVERTED = 512  # keys that are worth a call
 _PAIRS_AT_ONCE = 65536  # pairs asked at once, of one head
 
 
@@ -114,7 +116,11 @@ def _decode_item(
         lanes = q[b, of_q, first:].to(out.dtype).unflatten(0, number.shape[:2])  # [Hkv, G, T, D]
         whole, total = out[b, of_q, first:], lse[b, of_q, first:]
         told = (number, b, tokens, tokens, data)
-        for keys, kept in _live_keys(step, at, h or 0, length, told):
+        most = _KEYS_AT_ONCE
+        if cache.k.dtype != out.dtype:
+            a_key = lanes.shape[0] * (lanes.shape[3] + VALUE_DIM) * out.element_size()
+            most = max(_LEAST_CONVERTED, min(most, _CONVERTED_BYTES // a_key))
+        for keys, kept in _live_keys(step, at, h or 0, length, told, most):
             k, v = cache.read(b, of_k, keys, out.dtype)
             dot = lanes @ k[:, None].mT * scale
             if step.score is not None:
@@ -132,18 +138,21 @@ def _decode_item(
 
 
 def _live_keys(
-    step: _Step, at: torch.Tensor, h: int, length: int, told: tuple[Any, ...]
+    step: _Step, at: torch.Tensor, h: int, length: int, told: tuple[Any, ...], most: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield keys that some query keeps, and which of them each query does: ``[..., T, keys]``."""
-    most = max(_KEYS_AT_ONCE, _PAIRS_AT_ONCE // len(at))
-    for keys in _live_tiles(step, at, h, length, told[2]).split(most):
+    """Yield keys that some query keeps, ``most`` at once, and which of them each query does.
+
+    Shape: ``[keys]``, ``[..., T, keys]``.
+    """
+    asked = max(_KEYS_AT_ONCE, _PAIRS_AT_ONCE // len(at))
+    for keys in _live_tiles(step, at, h, length, told[2]).split(asked):
         kept = torch.as_tensor(step.keep(at[:, None], keys, *told))
         kept = kept.expand(*kept.shape[:-2], len(at), len(keys))
         alive = kept.flatten(0, -2).any(0)
         if not alive.all():
             keys, kept = keys[alive], kept[..., alive]
         if len(keys):
-            yield from zip(keys.split(_KEYS_AT_ONCE), kept.split(_KEYS_AT_ONCE, -1), strict=True)
+            yield from zip(keys.split(most), kept.split(most, -1), strict=True)
 
 
 def _live_tiles(

@@ -233,6 +233,21 @@ def test_dtypes_on_a_cpu(dtype: torch.dtype) -> None:
     close(op.decode(q, k, v, torch.tensor([50]), return_lse=True), op, q, k, v)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("text", [
+    "pattern p = { q -> k : k <= q }",
+    "pattern p = { q -> k : k <= q and (q - k < 64 or k mod 3 == 0) }",
+])  # fmt: skip
+def test_long_rows_are_read_in_portions(text: str, dtype: torch.dtype) -> None:
+    """Live keys in several portions, of caches that are converted and that are not."""
+    op = compiled(attnc.parse(text))
+    op.decode.__globals__.update(_KEYS_AT_ONCE=100, _PAIRS_AT_ONCE=300, _LEAST_CONVERTED=64)
+    for steps in (1, 5):
+        q, k, v = (random(1, 2, n, 16, seed=n).to(dtype) for n in (steps, 700, 700))
+        found = op.decode(q, k, v, torch.tensor([700]), return_lse=True)
+        close(found, op, q, k, v)
+
+
 def test_negative_scale_and_strides() -> None:
     """Caches as [B, N, H, D] views; a scale below 0."""
     op = compiled(attnc.parse(SINK_WINDOW))
