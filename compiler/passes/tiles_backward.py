@@ -1,8 +1,9 @@
 """target, head dims, dtype -> candidate tiles of the backward kernels, best first.
 
-A static table like that of the forward kernel: sides are queries by keys in all of them. Those for
-padded head dims of 64 and 128 in half precision were compiled ahead of time, with Triton 3.6 and
-3.9, and are clean; the others are small enough by count of registers and shared memory.
+A static table like that of the forward kernel: sides are queries by keys in all of them. The first
+of each in half precision was compiled ahead of time, with Triton 3.6 and 3.9 for padded head dims
+of 64 and 128 and with 3.9 for 256, and is clean; those for float32 are small enough by count of
+registers and shared memory. Those of sm_80 for 256 fit the 99 KiB of sm_86 and sm_89 too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def candidates(
     step = max(64, padded(head_dim), padded(value_dim))
     table = _FULL if dtype == "fp32" else _HALF[target]
     rows = table.get(kernel, {}).get(step) or table["dkdv"][step]
+    if step > 64 and any(padded(dim) != dim for dim in (head_dim, value_dim)):
+        # The test of lanes past a head dim costs registers: the largest tiles would spill.
+        rows = tuple(row for row in rows if row[:2] != (128, 128))
     return tuple(TileChoice(*row) for row in rows)
 
 
