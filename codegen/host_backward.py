@@ -17,7 +17,7 @@ from attnc.codegen.host import (
     needs_schedule,
     passed,
 )
-from attnc.codegen.host_learned import emit_calls, emit_shapes, emit_sums
+from attnc.codegen.host_learned import emit_calls, emit_shapes, emit_sums, needed
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import heads_apart
 from attnc.codegen.learned import learned, measured
@@ -27,6 +27,7 @@ from attnc.codegen.triton_learned import LEARNED_HELPERS
 from attnc.codegen.triton_parts import emit_part_kernels
 from attnc.codegen.triton_prepare import PREPARE
 from attnc.codegen.writer import Writer
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan, Plan
 from attnc.compiler.passes.tiles import padded
 
@@ -264,13 +265,12 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
     if with_sinks:
         emit_sinks(out)
     arguments = "q, k, v, out, lse, grad_out, grad_lse, scale, *extra, needs"
-    names = [one.name for one in plan.pattern.inputs if one.dims]
     with out.block(f"def _gpu_backward({arguments}):"):
         out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
-        tensors = "extra[0]" if plan.pattern.inputs or plan.pattern.extents else "()"
         out.line(f"data = {data_text(plan.pattern)}")
         out.line("grad_q = grad_k = grad_v = None")
-        out.line("found = {}  # gradients of inputs by name")
+        if any(one.dims for one in plan.pattern.inputs):
+            out.line("found = {}  # gradients of inputs by name")
         with out.block("if q.numel() == 0 or k.numel() == 0:"):
             out.line("grad_q, grad_k, grad_v = (torch.zeros_like(t) for t in (q, k, v))")
             if with_sinks:
@@ -279,18 +279,24 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
                     out.line("found = _gpu_sinks(q, k, lse, -grad_lse, data)")
         with out.block("else:"), out.block("with torch.cuda.device_of(q):"):
             _emit_kernels(out, plan, loops, with_sinks)
-        out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
-        if not names:
-            out.line("return *kept, []")
-            return
-        out.comment("What no score or sink changes with gets 0.")
-        out.line("grads = [")
-        with out.indented():
-            out.line("None if not n else torch.zeros_like(t) if name not in found")
-            out.line("else found[name].view(t.shape).to(t.dtype)")
-            out.line(f"for name, t, n in zip({names!r}, {tensors}, needs[3:])")
-        out.line("]")
-        out.line("return *kept, grads")
+        emit_return(out, plan.pattern)
+
+
+def emit_return(out: Writer, pattern: Pattern) -> None:
+    """Print the return of what was needed of ``grad_q`` ..., and of ``found``, those of inputs."""
+    out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
+    names = [one.name for one in pattern.inputs if one.dims]
+    if not names:
+        out.line("return *kept, []")
+        return
+    out.comment("What no score or sink changes with gets 0.")
+    out.line("grads = [")
+    with out.indented():
+        out.line("None if not n else torch.zeros_like(t) if name not in found")
+        out.line("else found[name].view(t.shape).to(t.dtype)")
+        out.line(f"for name, t, n in zip({names!r}, extra[0], needs[3:])")
+    out.line("]")
+    out.line("return *kept, grads")
 
 
 def _emit_kernels(
@@ -318,10 +324,7 @@ def _emit_kernels(
             with out.block(f"if needs[{place}]:"):
                 out.line(f"{name} = _gpu_{kernel}(*call)")
     if "learned" in loops:
-        names = [one.name for one in plan.pattern.inputs if one.dims]
-        read = {one.name for one in learned(loops["learned"])}
-        places = [place for place, name in enumerate(names, start=3) if name in read]
-        with out.block(f"if {' or '.join(f'needs[{place}]' for place in places)}:"):
+        with out.block(f"if {needed(plan.pattern, loops['learned'])}:"):
             out.line("found = _gpu_learned(*call)")
     if with_sinks:
         with out.block("if any(needs[3:]):"):

@@ -8,10 +8,11 @@ from attnc.codegen.predicate import TOKEN_RANGES, HostDialect
 from attnc.codegen.triton_backward import KERNELS
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import MAX_LENGTH, LoopPlan
 
 
-def emit_sums(out: Writer, plan: LoopPlan) -> None:
+def emit_sums(out: Writer, plan: LoopPlan, *, packed: bool = False) -> None:
     """Print what the launch calls: the sums, and which elements diagonals belong to."""
     for text in pasted("learned_sums.py"):
         out.line(text)
@@ -20,7 +21,7 @@ def emit_sums(out: Writer, plan: LoopPlan) -> None:
     heads = plan.block_mask.pattern.heads
     ranges = {**TOKEN_RANGES, "q": (-MAX_LENGTH, MAX_LENGTH), "h": (0, heads - 1 if heads else 0)}
     dialect = HostDialect({"q": "d", "h": "h", "nq": "nq", "nk": "nk"}, ranges)
-    for number, one in enumerate(learned(plan)):
+    for number, one in enumerate(learned(plan, packed=packed)):
         if one.way == "diagonal":
             with out.block(f"def _learned_{number}(d, h, nq, nk, data):"):
                 out.line(f'"""The index of `{one.name}` that pairs with `q - k = d` read."""')
@@ -30,9 +31,17 @@ def emit_sums(out: Writer, plan: LoopPlan) -> None:
             out.line()
 
 
-def emit_shapes(out: Writer, plan: LoopPlan) -> list[str]:
+def needed(pattern: Pattern, plan: LoopPlan) -> str:
+    """Return the test that something is asked for that the kernel makes."""
+    names = [one.name for one in pattern.inputs if one.dims]
+    read = {one.name for one in learned(plan)}
+    places = [place for place, name in enumerate(names, start=3) if name in read]
+    return " or ".join(f"needs[{place}]" for place in places)
+
+
+def emit_shapes(out: Writer, plan: LoopPlan, *, packed: bool = False) -> list[str]:
     """Print the sums and the numbers they are made with; return the texts of ``sum_strides``."""
-    every = learned(plan)
+    every = learned(plan, packed=packed)
     pattern = plan.block_mask.pattern
     own = "kv_heads" if pattern.kv_heads and pattern.heads else "heads"
     with out.block("shapes = ["):
@@ -52,14 +61,17 @@ def emit_shapes(out: Writer, plan: LoopPlan) -> list[str]:
     for number, one in enumerate(every):
         if isinstance(one.slope, sc.RealConst):
             out.line(f"slopes[{number}] = {abs(one.slope.value)!r}")
-    out.line("bound = _largest_change(v, grad_out, total, delta)")
+    arriving = "grad_out.transpose(0, 1)" if packed else "grad_out"
+    out.line(f"bound = _largest_change(v, {arriving}, total, delta)")
     if measured(plan):
         out.line(f"most = torch.zeros({len(every)}, dtype=torch.int32, device=q.device)")
     out.line("steps, units = _fixed_steps(bound * slopes)")
     return ["copies", "*apart"]
 
 
-def emit_calls(out: Writer, plan: LoopPlan, arguments: list[str]) -> None:
+def emit_calls(
+    out: Writer, plan: LoopPlan, arguments: list[str], *, packed: bool = False
+) -> None:
     """Print the launches, and the return of gradients by name."""
     call = f"{KERNELS['learned']}[(programs,)]("
     if measured(plan):
@@ -69,7 +81,7 @@ def emit_calls(out: Writer, plan: LoopPlan, arguments: list[str]) -> None:
         arguments = [*arguments, "MEASURE=False"]
     out.call(call, arguments)
     out.line("found = {}")
-    for number, one in enumerate(learned(plan)):
+    for number, one in enumerate(learned(plan, packed=packed)):
         out.line(f"part = {_table(number, one)}")
         out.line(f"part = part.double() * units[{number}]")
         before = f"found[{one.name!r}] + " if one.name in _names(plan, number) else ""

@@ -41,27 +41,35 @@ class Learned:
         return found
 
 
-def learned(plan: LoopPlan) -> tuple[Learned, ...]:
-    """Return what the score of a kernel whose rows are queries learns, in the order it reads."""
+def learned(plan: LoopPlan, *, packed: bool = False) -> tuple[Learned, ...]:
+    """Return what the score of a kernel whose rows are queries learns, in the order it reads.
+
+    Args: ``packed``: of packed sequences, which differ in their lengths.
+    """
     pattern = plan.block_mask.pattern
     if pattern.score is None:
         return ()
     tensors = {one.name for one in pattern.inputs if one.dims}
     return tuple(
-        Learned(name=one.name, index=one.index, slope=slope, way=_way(one, flat=plan.boxes is None))
+        Learned(
+            name=one.name, index=one.index, slope=slope,
+            way=_way(one, flat=plan.boxes is None, packed=packed),
+        )
         for one, slope in derivative(pattern.score).reads
         if one.index and one.name in tensors
     )
 
 
-def _way(one: sc.RealRead, *, flat: bool) -> Way:
+def _way(one: sc.RealRead, *, flat: bool, packed: bool) -> Way:
     match ex.relevant_side(ex.Read(one.name, one.index)):
         case "none" | "q":
             return "row"
         case "k":
             return "column"
         case "both":
-            return "diagonal" if flat and _by_difference(one.index) is not None else "pair"
+            found = _by_difference(one.index) if flat else None
+            fixed = found is not None and not (packed and any(map(_reads_lengths, found)))
+            return "diagonal" if fixed else "pair"
 
 
 def _by_difference(index: tuple[ex.IntExpr, ...]) -> tuple[ex.IntExpr, ...] | None:
@@ -71,6 +79,10 @@ def _by_difference(index: tuple[ex.IntExpr, ...]) -> tuple[ex.IntExpr, ...] | No
     if any("k" in ex.free_vars(place) or _reads_elements(place) for place in found):
         return None
     return found
+
+
+def _reads_lengths(place: ex.IntExpr) -> bool:
+    return bool(ex.free_vars(place) & {"nq", "nk"})
 
 
 def _reads_elements(place: ex.IntExpr) -> bool:

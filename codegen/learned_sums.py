@@ -32,7 +32,7 @@ def _largest_change(
 ) -> torch.Tensor:
     """Bound the sum of |dS| over all pairs: the weights of a row add up to 1. Shape: ``[]``."""
     widest = torch.linalg.vector_norm(v, math.inf).double()
-    rows = torch.linalg.vector_norm(grad_out, math.inf, dim=3).double() * widest * v.shape[3]
+    rows = torch.linalg.vector_norm(grad_out, math.inf, dim=-1).double() * widest * v.shape[-1]
     return torch.where(total == math.inf, 0, rows + delta.double().abs()).sum()
 
 

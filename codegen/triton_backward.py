@@ -96,13 +96,15 @@ class BackwardKernel:
     ``segments``, ``base``, ``first_row`` and ``result_row``.
     """
 
+    packed = False
+
     def __init__(self, plan: LoopPlan, kernel: Kernel) -> None:
         self.plan, self.kernel = plan, kernel
         sides = Sides(inverse=kernel not in ("dq", "learned"))
         self.row, self.column = sides.row, sides.column
         tests = list(class_tests(plan))
         classes = [number for number, _ in tests]
-        reads = learned(plan) if kernel == "learned" else ()
+        reads = learned(plan, packed=self.packed) if kernel == "learned" else ()
         self.terms = KernelTerms(plan, classes, sides, backward=True, learned=reads)
         self.switches: tuple[str, ...] = ("ALIGN", "WIDE")
         self.out = Writer()

@@ -54,9 +54,14 @@ class LearnedKernel(QueryKernel):
 
     def __init__(self, plan: LoopPlan) -> None:
         super().__init__(plan, "learned")
-        self.every = list(zip(learned(plan), self.terms.learned, strict=True))
+        reads = learned(plan, packed=self.packed)
+        self.every = list(zip(reads, self.terms.learned, strict=True))
         if measured(plan):
             self.switches = (*self.switches, "MEASURE")
+
+    def lengths(self) -> tuple[str, str]:
+        """Return the most queries and the most keys that differences of positions come from."""
+        return "nq", "nk"
 
     def slopes(self) -> None:
         """Print the derivatives of the score by what it reads."""
@@ -124,10 +129,11 @@ class LearnedKernel(QueryKernel):
                 case "pair":
                     self._add_fixed(number, change)
                 case "diagonal":
+                    most_q, most_k = self.lengths()
+                    head = f"tl.cast({self.terms.head}, tl.int64) * ({most_q} + {most_k} - 1)"
                     out.call("_add_diagonals(", [
-                        f"Sums_{number} + tl.cast({self.terms.head}, tl.int64) * (nq + nk - 1)",
-                        change, "qb * BQ - kb * BK", "nq", "nk", f"step_{number}",
-                        f"more_{number}", "BQ", "BK",
+                        f"Sums_{number} + {head}", change, "qb * BQ - kb * BK", most_q, most_k,
+                        f"step_{number}", f"more_{number}", "BQ", "BK",
                     ])  # fmt: skip
 
     def _store(self) -> None:

@@ -55,9 +55,10 @@ def parameters(plan: ForwardPlan) -> tuple[tuple[str, str], ...]:
 
 
 def packed_parameters(
-    plan: LoopPlan, pointers: Sequence[tuple[str, str]], strides: Sequence[str]
+    plan: LoopPlan, pointers: Sequence[tuple[str, str]], strides: Sequence[str],
+    numbers: Sequence[str] = (),
 ) -> tuple[tuple[str, str], ...]:
-    """Return the arguments of a packed kernel, given its tensors."""
+    """Return the arguments of a packed kernel, given its tensors and int64 numbers."""
     given = [(one.argument, one.kind) for one in input_arguments(plan) if one.source != "batch"]
     return (
         *pointers, ("StartsQ", "*i32"), ("StartsK", "*i32"),
@@ -65,6 +66,7 @@ def packed_parameters(
         ("scale_log2", "fp32"),
         *((name, "i64") for name in strides),
         *((name, "i32") for name in INTEGERS),
+        *((name, "i64") for name in numbers),
         *(one for one in given if not one[1].startswith("*")),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen.learned import sum_pointers, sum_strides
 from attnc.codegen.triton_backward import (
     STRIDES,
     BackwardKernel,
@@ -9,6 +10,7 @@ from attnc.codegen.triton_backward import (
     KeyKernel,
     QueryKernel,
 )
+from attnc.codegen.triton_learned import LearnedKernel
 from attnc.codegen.triton_varlen import emit_no_tiles, emit_which, packed_parameters
 from attnc.compiler.ir.plan import BackwardPlan, LoopPlan
 
@@ -56,9 +58,10 @@ _RESULTS: dict[Kernel, tuple[str, ...]] = {
 
 def loops_of(backward: BackwardPlan) -> dict[Kernel, LoopPlan]:
     """Return the kernels of a plan, in the order they run."""
-    if backward.dk is None:
-        return {"dq": backward.dq, "dkdv": backward.dkdv}
-    return {"dq": backward.dq, "dv": backward.dkdv, "dk": backward.dk}
+    found: dict[Kernel, LoopPlan] = {"dq": backward.dq, "dkdv": backward.dkdv}
+    if backward.dk is not None:
+        found = {"dq": backward.dq, "dv": backward.dkdv, "dk": backward.dk}
+    return found if backward.learned is None else {**found, "learned": backward.learned}
 
 
 def parameters(plan: LoopPlan, kernel: Kernel) -> tuple[tuple[str, str], ...]:
@@ -67,12 +70,18 @@ def parameters(plan: LoopPlan, kernel: Kernel) -> tuple[tuple[str, str], ...]:
     ``Total`` and ``Delta`` ``[Hq, total_q]``; the results have tokens in front, then heads.
     """
     pointers = [(name, "*") for name in ("Q", "K", "V", "GradOut")]
-    pointers += [("Total", "*fp32"), ("Delta", "*fp32"), *((n, "*") for n in _RESULTS[kernel])]
+    pointers += [("Total", "*fp32"), ("Delta", "*fp32")]
+    if kernel == "learned":
+        pointers += sum_pointers(plan)
+        return packed_parameters(plan, pointers, PACKED_STRIDES, sum_strides(plan))
+    pointers += [(name, "*") for name in _RESULTS[kernel]]
     return packed_parameters(plan, pointers, PACKED_STRIDES)
 
 
 class _Packed(BackwardKernel):
-    """Where packed sequences lie: overrides of both kernels."""
+    """Where packed sequences lie: overrides of all kernels."""
+
+    packed = True
 
     def given(self) -> tuple[tuple[str, str], ...]:
         """Return the run-time arguments with their types."""
@@ -111,6 +120,14 @@ class _PackedQueries(_Packed, QueryKernel):
         super().finish()
 
 
+class _PackedLearned(_Packed, LearnedKernel):
+    """What learned inputs, which all sequences share, get from all of them."""
+
+    def lengths(self) -> tuple[str, str]:
+        """Return the most queries and the most keys that differences of positions come from."""
+        return "total_q", "total_k"
+
+
 class _PackedKeys(_Packed, KeyKernel):
     """dK, dV or both of packed sequences."""
 
@@ -121,6 +138,13 @@ def emit_kernel(plan: LoopPlan, kernel: Kernel) -> tuple[list[str], str]:
     The source expects ``triton`` and ``triton.language as tl`` to be imported, and
     ``triton_varlen.HELPERS``.
     """
-    writer = _PackedQueries(plan, kernel) if kernel == "dq" else _PackedKeys(plan, kernel)
+    writer: BackwardKernel
+    match kernel:
+        case "dq":
+            writer = _PackedQueries(plan, kernel)
+        case "learned":
+            writer = _PackedLearned(plan)
+        case _:
+            writer = _PackedKeys(plan, kernel)
     text = writer.text()
     return writer.terms.helpers(), text

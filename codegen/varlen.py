@@ -15,6 +15,7 @@ from attnc.codegen.cpu import emit_cpu
 from attnc.codegen.data import emit_tiles, needs_table, pasted
 from attnc.codegen.inputs import argument, described, emit_inputs, signature, takes_inputs
 from attnc.codegen.predicate import HOST_HELPERS
+from attnc.codegen.triton_learned import LEARNED_HELPERS
 from attnc.codegen.triton_varlen import emit_forward
 from attnc.codegen.triton_varlen_backward import PREPARE, emit_kernel, loops_of
 from attnc.codegen.varlen_host import emit_launches
@@ -69,6 +70,7 @@ def kernel_texts(plan: Plan) -> list[str]:
     found = [emit_kernel(loop, kernel) for kernel, loop in loops_of(plan.backward).items()]
     helpers = dict.fromkeys(helper for shared, _ in found for helper in shared)
     own = [helper for helper in helpers if helper not in forward]
+    own += [LEARNED_HELPERS] if plan.backward.learned is not None else []
     return [forward, PREPARE, *own, *(text for _, text in found)]
 
 
@@ -149,7 +151,7 @@ def varlen(
         return_lse: also return the log-sum-exp of each query's scores.
     Returns: out ``[total_q, {heads}, {dv}]`` in the dtype of q, or ``(out, lse)``, lse ``[{heads},
         total_q]`` float32 (float64 beside float64).
-    Gradients: those of the op; on a GPU none of inputs that scores read.
+    Gradients: those of the op.
     Raises: ValueError for a wrong shape, dtype, device, stride or scale; on a CPU also for
         ``cu_seqlens`` that do not rise from 0 to the end (a GPU is not waited for: tokens outside
         of all sequences get no result there).

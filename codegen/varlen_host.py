@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from attnc.codegen.data import data_text
 from attnc.codegen.host import ALIGN_BYTES, SECTION_BYTES, passed
-from attnc.codegen.host_backward import PREPARED_ROWS, emit_sinks
+from attnc.codegen.host_backward import PREPARED_ROWS, emit_return, emit_sinks
+from attnc.codegen.host_learned import emit_calls, emit_shapes, emit_sums, needed
 from attnc.codegen.kernel_inputs import input_arguments
 from attnc.codegen.kernel_terms import heads_apart
+from attnc.codegen.learned import learned, measured
 from attnc.codegen.triton_backward import KERNELS, Kernel
 from attnc.codegen.triton_forward import KERNEL
 from attnc.codegen.triton_varlen import parameters
@@ -18,7 +20,6 @@ from attnc.codegen.triton_varlen_backward import loops_of
 from attnc.codegen.triton_varlen_backward import parameters as parameters_back
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.plan import LoopPlan, Plan
-from attnc.compiler.ir.score_derivative import derivative
 from attnc.compiler.passes.tiles import padded
 
 _SIZES = ("len(q)", "len(k)", "heads", "group", "len(starts_q) - 1", "section")
@@ -39,6 +40,8 @@ def emit_launches(plan: Plan) -> str:
     _emit_forward(out, plan)
     assert plan.backward is not None
     loops = loops_of(plan.backward)
+    if "learned" in loops:
+        emit_sums(out, loops["learned"], packed=True)
     for kernel, loop in loops.items():
         _emit_launch(out, kernel, loop)
     _emit_backward(out, plan, loops)
@@ -114,10 +117,11 @@ def packed_data(plan: Plan) -> str:
 
 def _emit_launch(out: Writer, kernel: Kernel, loop: LoopPlan) -> None:
     """Print the launch of one backward kernel."""
-    of_queries = kernel == "dq"
+    of_queries = kernel in ("dq", "learned")
     apart = not of_queries and heads_apart(loop)
     made = {
         "dq": ("grad_q",), "dkdv": ("grad_k", "grad_v"), "dv": ("grad_v",), "dk": ("grad_k",),
+        "learned": (),
     }[kernel]  # fmt: skip
     arguments = "q, k, v, grad_out, total, delta, scale, starts_q, starts_k, data"
     with out.block(f"def _gpu_{kernel}({arguments}):"):
@@ -142,14 +146,26 @@ def _emit_launch(out: Writer, kernel: Kernel, loop: LoopPlan) -> None:
         far = f"max(strides[{near[0]}], strides[{near[1]}])"
         out.line(f"wide = {far} * {loop.tiling.k} + 256 >= 2**31")
         given = [one for one in input_arguments(loop) if one.source != "batch"]
+        numbers: list[str] = []
+        if kernel == "learned":
+            out.line("nq, nk = len(q), len(k)  # of all sequences")
+            made = "*sums", "steps", *["most"] * measured(loop)
+            numbers = emit_shapes(out, loop, packed=True)
         texts = [
             "q", "k", "v", "grad_out", "total", "delta", *made, "starts_q", "starts_k",
             *(passed(one) for one in given if one.kind.startswith("*")),
-            "scale * 1.4426950408889634", "*(s // align for s in strides)", *_SIZES,
+            "scale * 1.4426950408889634", "*(s // align for s in strides)", *_SIZES, *numbers,
             *(passed(one) for one in given if not one.kind.startswith("*")),
             "ALIGN=align", "WIDE=wide", f"num_warps={loop.warps}", f"num_stages={loop.stages}",
         ]  # fmt: skip
-        assert len(texts) == len(parameters_back(loop, kernel)) - 7 + 4  # eight strides in one
+        held = len(parameters_back(loop, kernel)) - 7 + 4  # eight strides in one
+        if kernel == "learned":
+            assert len(texts) == held - 3 * len(learned(loop)) + 2  # sums, and their strides
+            emit_calls(out, loop, texts, packed=True)
+            out.line()
+            out.line()
+            return
+        assert len(texts) == held
         out.call(f"{KERNELS[kernel]}[(programs,)](", texts)
         if apart:
             with out.block("if group > 1:"):
@@ -162,22 +178,6 @@ def _emit_launch(out: Writer, kernel: Kernel, loop: LoopPlan) -> None:
     out.line()
 
 
-def _emit_refusals(out: Writer, plan: Plan) -> None:
-    """Print what has no kernel: gradients of the inputs that scores read."""
-    pattern = plan.pattern
-    tensors = [one.name for one in pattern.inputs if one.dims]
-    reads = () if pattern.score is None else derivative(pattern.score).reads
-    learned = {one.name for one, _ in reads if one.index}
-    places = [place for place, name in enumerate(tensors, start=3) if name in learned]
-    if not places:
-        return
-    with out.block(f"if any(needs[place] for place in {places}):"):
-        out.line("raise RuntimeError(")
-        out.line('    f"attnc: {NAME} has no gradients of inputs of the score on a GPU; detach() "')
-        out.line('    "them, or train them by the op itself"')
-        out.line(")")
-
-
 def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> None:
     with_sinks = plan.pattern.sink is not None and any(i.dims for i in plan.pattern.inputs)
     if with_sinks:
@@ -185,10 +185,10 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
     head = "q, k, v, out, lse, grad_out, grad_lse, scale, starts_q, starts_k, *extra, needs"
     with out.block(f"def _gpu_backward({head}):"):
         out.line('"""Return the gradients of q, k, v (None where not needed) and of the inputs."""')
-        _emit_refusals(out, plan)
-        out.line("grads = [None] * (len(needs) - 3)")
         out.line(f"data = {packed_data(plan)}")
         out.line("grad_q = grad_k = grad_v = None")
+        if any(one.dims for one in plan.pattern.inputs):
+            out.line("found = {}  # gradients of inputs by name")
         out.line("starts_q, starts_k = starts_q.contiguous(), starts_k.contiguous()")
         with out.block("with torch.cuda.device_of(q):"):
             out.line("total, delta = torch.empty_like(lse), torch.empty_like(lse)")
@@ -212,19 +212,17 @@ def _emit_backward(out: Writer, plan: Plan, loops: dict[Kernel, LoopPlan]) -> No
                 for kernel, name, place in (("dv", "grad_v", 2), ("dk", "grad_k", 1)):
                     with out.block(f"if needs[{place}] and len(k):"):
                         out.line(f"{name} = _gpu_{kernel}(*call)")
+            if "learned" in loops:
+                test = needed(plan.pattern, loops["learned"])
+                with out.block(f"if ({test}) and len(q) and len(k):"):
+                    out.line("found = _gpu_learned(*call)")
         with out.block("if not len(k):"):
             out.line("grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)")
         if with_sinks:
-            names = [one.name for one in plan.pattern.inputs if one.dims]
             with out.block("if any(needs[3:]):"):
-                out.line("found = _gpu_sinks(*_views(q, k), lse[None], delta[None], data)")
-                out.line("grads = [")
-                with out.indented():
-                    out.line("found[name].view(t.shape).to(t.dtype)")
-                    out.line("if n and name in found else None")
-                    out.line(f"for name, t, n in zip({names!r}, extra[0], needs[3:])")
-                out.line("]")
-        out.line("kept = [g if n else None for g, n in zip((grad_q, grad_k, grad_v), needs)]")
-        out.line("return *kept, grads")
+                out.line("sinks = _gpu_sinks(*_views(q, k), lse[None], delta[None], data)")
+                with out.block("for name, part in sinks.items():"):
+                    out.line("found[name] = found[name] + part if name in found else part")
+        emit_return(out, plan.pattern)
     out.line()
     out.line()

@@ -237,12 +237,15 @@ COMPILED = {
 }
 
 
-def assert_clean(name: str, target: Target, head_dim: int) -> None:
+def assert_clean(name: str, target: Target, head_dim: int, *, measure: bool = False) -> None:
     """Compile the kernel of a pattern at the tile the plan picks; nothing is wrong with it."""
     plan = build_plan(load_text(COMPILED[name]), head_dim=head_dim, target=target, backward=True)
     assert plan.backward is not None
     loop = kernels(plan.backward)["learned"]
     helpers, text = emit_kernel(loop, "learned")
+    if measure:  # the switch is compiled as off
+        assert "if MEASURE:" in text
+        text = text.replace("if MEASURE:", "if not MEASURE:")
     source = "\n\n".join([*helpers, LEARNED_HELPERS, text])
     found = compile_kernel(source, loop, target, "learned")
     assert lint(found, target) == ()
@@ -254,6 +257,12 @@ def assert_clean(name: str, target: Target, head_dim: int) -> None:
 def test_hopper(name: str, head_dim: int) -> None:
     """No spills, shared memory in the limit, asynchronous wgmma."""
     assert_clean(name, "sm_90", head_dim)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_pass_that_finds_the_largest_slope(target: Target) -> None:
+    """It is compiled too, and has no more to hold than the other."""
+    assert_clean("row", target, 64, measure=True)
 
 
 @pytest.mark.slow

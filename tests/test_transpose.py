@@ -28,7 +28,7 @@ from attnc.compiler.passes.eliminate import eliminate
 from attnc.compiler.passes.hull import candidates as candidates_of
 from attnc.compiler.passes.hull import core
 from attnc.compiler.passes.tiles import TileChoice, padded
-from attnc.compiler.passes.tiles_backward import Pass, candidates, held
+from attnc.compiler.passes.tiles_backward import OF_KEYS, Pass, candidates, held
 from attnc.dsl.diagnostics import CompileError
 from attnc.runtime.lint import SHARED_LIMIT_BYTES
 from tests.strategies import patterns
@@ -177,7 +177,8 @@ def test_tiles_of_every_head_dim(target: Target, head_dim: int) -> None:
         for dtype, item_bytes in (("bf16", 2), ("fp32", 4)):
             (*choices,) = candidates(kernel, target, head_dim, head_dim, dtype)
             last = choices[-1]
-            rows, columns = (last.q, last.k) if kernel == "dq" else (last.k, last.q)
+            sides = last.q, last.k
+            rows, columns = sides[::-1] if kernel in OF_KEYS else sides
             tokens = rows + columns * last.stages
             shared = 2 * tokens * padded(head_dim) * item_bytes
             assert shared <= SHARED_LIMIT_BYTES[target]

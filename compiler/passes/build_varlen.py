@@ -41,7 +41,8 @@ def build_varlen(plan: Plan) -> Plan:
         forward=_walked(plan.forward),
         backward=None if back is None else replace(
             back, dq=_walked(back.dq), dkdv=_walked(back.dkdv),
-            dk=None if back.dk is None else _walked(back.dk), learned=None,
+            dk=None if back.dk is None else _walked(back.dk),
+            learned=None if back.learned is None else _walked(back.learned),
         ),
     )  # fmt: skip
 
