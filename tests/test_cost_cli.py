@@ -124,20 +124,24 @@ def test_what_cannot_be_predicted_is_exit_1(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("error", "busy"), [(0.1, False), (0.4, True)])
 def test_measuring_needs_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: float, busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from attnc.compiler.cost import machine
     from attnc.runtime import calibrate
 
-    prices = machine.Prices(microseconds=(1.0,) * 7, error=0.1, worst=0.2)
+    prices = machine.Prices(microseconds=(1.0,) * 7, error=error, worst=0.5)
     found = machine.Calibration(
         machine={"cpu": "test"}, prices={("strips", "bf16"): prices, ("dense", "bf16"): prices}
     )
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(calibrate, "calibrate", lambda step: found)
     assert invoke(["cost", "--calibrate"]) == 0
-    assert "strips bf16: 10% off in the median" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"strips bf16: {error:.0%} off in the median" in out
+    assert ("busy" in err) == busy
     assert record(capsys, "causal", "--device", "cpu", "--shape", "n=256")["device"] == "cpu"
 
 

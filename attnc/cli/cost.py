@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEVICE_NAMES = ("a100", "h100", "h200", "b200", "mi300x", "cpu")
 DEFAULT_TOKENS = 16384
 """The length where nothing says one."""
+BUSY_ERROR = 0.25
+"""An idle machine is met within about a tenth in the median."""
 
 
 def _calibrate(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -50,6 +52,8 @@ def _calibrate(ctx: click.Context, _param: click.Parameter, wanted: bool) -> Non
         click.echo(
             f"{executor} {dtype}: {prices.error:.0%} off in the median, {prices.worst:.0%} at worst"
         )
+    if max(prices.error for prices in found.prices.values()) > BUSY_ERROR:
+        click.echo("the machine seems to be busy: measure again when it is idle", err=True)
     ctx.exit()
 
 
