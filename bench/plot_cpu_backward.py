@@ -44,7 +44,7 @@ def main() -> None:
     if not rows:
         parser.error(f"no results in {options.dtype}")
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "attnc", "font.size": 9}
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for axis, quantity, title in (
         (axes[0], "ms", "forward and backward, ms"),
         (axes[1], "peak_mib", "peak memory of a step above its inputs, MiB"),
@@ -57,15 +57,16 @@ def main() -> None:
                 linestyle="--" if is_dense else "-",
             )  # fmt: skip
         tokens = sorted({row["tokens"] for row in rows})
-        axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
+        axis.set(xscale="log", title=title, xlabel="tokens")
+        axis.set(**({"yscale": "log"} if quantity == "ms" else {"ylim": (0, None)}))
         axis.set_xticks(tokens, [f"{n:,}" for n in tokens])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
     about = files[0]["machine"]
     figure.suptitle(
         f"{rows[0]['heads']} heads of {rows[0]['head_dim']}, {options.dtype}, "
-        f"{about['threads']} threads, {about['cpu']}"
+        f"{about['threads']} thread{'s' * (about['threads'] > 1)}, {about['cpu']}"
     )
     dated = {"Date": None} if options.picture.suffix == ".svg" else None  # no date: no idle changes
     figure.savefig(options.picture, metadata=dated)
