@@ -266,7 +266,7 @@ def test_the_pass_that_finds_the_largest_slope(target: Target) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets(name: str, target: Target, head_dim: int) -> None:

@@ -136,7 +136,7 @@ _HALF: dict[Target, _Columns] = {
 # fp32 products run on the plain FMA units: registers bind.
 _FULL: _Columns = {
     "dq": {
-        64: ((32, 32, 8, 1), (16, 32, 4, 1)),
+        64: ((32, 16, 8, 1), (16, 16, 4, 1)),
         128: ((32, 16, 8, 1), (16, 16, 4, 1)),
         256: ((16, 16, 8, 1),),
     },
