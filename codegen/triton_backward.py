@@ -301,6 +301,16 @@ class BackwardKernel:
             self.out.comment("Where no gradient arrives the derivative may be no number.")
             self.out.line("ds = tl.where(ds == 0.0, 0.0, ds * by_dot)")
 
+    def wait(self, last: str) -> None:
+        """Print a use of the last product of an iteration, which Hopper has to wait for.
+
+        In flight across iterations it may make the assembler serialise all products (C7515).
+        """
+        if self.plan.target != "sm_90" or self.plan.dtype == "fp32":
+            return
+        self.out.comment("Always so, but not known to be: the product ends with its iteration.")
+        self.out.line(f"{last} = tl.where(group > 0, {last}, 0.0)")
+
     @property
     def visits(self) -> bool:
         """Whether a row visits any tile."""
@@ -375,6 +385,7 @@ class QueryKernel(BackwardKernel):
         self.out.line(
             'grad_q = tl.dot(ds.to(k.dtype), tl.trans(k), grad_q, input_precision="ieee")'
         )
+        self.wait("grad_q")
 
     def finish(self) -> None:
         """Print where the sums of a row go."""
@@ -455,18 +466,7 @@ class KeyKernel(BackwardKernel):
                 out.line(
                     'grad_k = tl.dot(ds.to(q.dtype), tl.trans(q), grad_k, input_precision="ieee")'
                 )
-            self._wait()
-
-    def _wait(self) -> None:
-        """Print a use of the last product of an iteration, which Hopper has to wait for.
-
-        In flight across iterations it may make the assembler serialise all products (C7515).
-        """
-        if self.plan.target != "sm_90" or self.plan.dtype == "fp32":
-            return
-        self.out.comment("Always so, but not known to be: the product ends with its iteration.")
-        last = "grad_v" if self.kernel == "dv" else "grad_k"
-        self.out.line(f"{last} = tl.where(group > 0, {last}, 0.0)")
+            self.wait("grad_v" if self.kernel == "dv" else "grad_k")
 
     def _bases(self) -> None:
         """Print where the rows of a query head begin."""

@@ -86,4 +86,4 @@ def _choice(forward: ForwardPlan, kernel: Pass, tile: Tiling | None) -> TileChoi
     if tile is not None:
         return asked(choices, tile, tile.k if kernel in OF_KEYS else tile.q, forward.target)
     pattern = forward.block_mask.pattern
-    return default(choices, pattern, held(kernel, *dims), steps=2, scored=True)
+    return default(choices, pattern, held(kernel, *dims), backward=True)

@@ -61,8 +61,11 @@ def candidates(
     return tuple(TileChoice(*row) for row in table[target][step])
 
 
-HEAVY_OPERATIONS = 48
-"""A predicate of more operations than this costs so many registers that the best tile spills."""
+HEAVY_OPERATIONS = (48, 64)
+"""Operations of a predicate beyond which the best tile spills for want of registers; the second."""
+
+READ_OPERATIONS = 10
+"""An element of an input that a backward loads counts as this many."""
 
 
 GATHER_REGISTERS = 80
@@ -71,21 +74,22 @@ GATHER_REGISTERS = 80
 
 def default(
     choices: tuple[TileChoice, ...], pattern: Pattern, held: Callable[[TileChoice], int], *,
-    steps: int = 1, scored: bool = False,
+    backward: bool = False,
 ) -> TileChoice:
     """Return the tile to take unasked: the best, or a smaller where a pair costs registers.
 
-    Args: ``held`` counts the scores and sums that a program holds at once, ``steps`` is how far
-    down the table operations may lead, ``scored`` counts those of scores as well.
+    In a backward, which holds more, scores and loads count too and may lead two tiles down.
+    Args: ``held`` counts the scores and sums that a program holds at once.
     """
     if _gathers(pattern):
         fits = (c for c in choices if held(c) // (32 * c.warps) <= GATHER_REGISTERS)
         return next(fits, choices[-1])
     operations = ex.op_count(pattern.predicate)
-    if scored and pattern.score is not None:
-        operations += sc.op_count(pattern.score)
-    step = min(operations // (HEAVY_OPERATIONS + 1), steps, len(choices) - 1)
-    return choices[step]
+    if backward:
+        operations += READ_OPERATIONS * len(ex.reads(pattern.predicate))
+        operations += 0 if pattern.score is None else sc.op_count(pattern.score)
+    heavy = sum(operations > most for most in HEAVY_OPERATIONS)
+    return choices[min(heavy, 2 if backward else 1, len(choices) - 1)]
 
 
 def asked(
