@@ -293,3 +293,16 @@ def test_unreadable_orders(given_orders):
 def test_readable_orders():
     assert read_orders("64,1") == read_orders([1, 64, 64]) == (1, 64)
     assert read_orders("auto") == "auto"
+
+
+def test_cost_of_parts():
+    """The simulator runs the parts in turn: far less work than the natural order predicts."""
+    face = attnc.parse(f"pattern p = {{ q -> k : {TEXTS['strided']} }}")
+    cost = face.cost(n=8192, heads=16, head_dim=64, device="h200")
+    assert [kernel.name for kernel in cost.kernels] == ["part 1", "part 2"]
+    natural = face.cost(n=8192, heads=16, head_dim=64, device="h200", orders="natural")
+    assert natural.pairs_kept == cost.pairs_kept
+    assert natural.time_us > 3 * cost.time_us
+    powers = attnc.parse(f"pattern p = {{ q -> k : {TEXTS['powers']} }}")
+    (single,) = powers.cost(n=8192, heads=16, head_dim=64, device="h200").kernels
+    assert "31 distances" in single.plan

@@ -36,7 +36,10 @@ def alternatives(
     pattern: Pattern, setting: Setting, given: Mapping[str, Any], chosen: Prediction,
     predict: Predict,
 ) -> tuple[Alternative, ...]:
-    """Predict the forward for every tile of the target's table; on a grid for boxes as large."""
+    """Predict the forward for every tile of the target's table, and in the natural order.
+
+    On a grid the tiles are boxes as large.
+    """
     asked: list[AnyTiling] = []
     if setting.device == "cpu":
         asked += CPU_TILES
@@ -48,11 +51,15 @@ def alternatives(
             asked += [choose(pattern, row.tiling).tiling for row in rows]
         if not on_grid or max(setting.nq, setting.nk) <= FLAT_TOKENS:
             asked += [row.tiling for row in rows]
-    found = []
-    for tile in asked:
-        other = predict(pattern, replace(setting, tile=tile), given)
-        plan = other.kernels[0].plan
-        if plan == chosen.kernels[0].plan:
+    settings = [replace(setting, tile=tile) for tile in asked]
+    if setting.orders == "auto":
+        settings.append(replace(setting, orders="natural"))
+    found: list[Alternative] = []
+    for other_setting in settings:
+        other = predict(pattern, other_setting, given)
+        plan = "; ".join(kernel.plan for kernel in other.kernels)
+        known = [one.tile for one in found]
+        if plan in ("; ".join(kernel.plan for kernel in chosen.kernels), *known):
             continue
         found.append(Alternative(tile=plan, time_us=other.time_us, why=_why(chosen, other)))
     return tuple(sorted(found, key=lambda one: one.time_us))

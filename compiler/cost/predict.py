@@ -11,8 +11,9 @@ from attnc.compiler.cost import rates as rate
 from attnc.compiler.cost.devices import DEVICES, HBM_SHARE, Device
 from attnc.compiler.cost.fits import FITTED_TILE
 from attnc.compiler.cost.model import Cost, Term
-from attnc.compiler.cost.rows import counts_of, tiles_by_row
+from attnc.compiler.cost.rows import tiles_by_row
 from attnc.compiler.cost.simulate import Rates, Rows, simulate
+from attnc.compiler.counts import count_forward
 from attnc.compiler.ir.blockmask import Counts, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Pattern
@@ -33,7 +34,7 @@ AnyTiling: TypeAlias = "Tiling | BoxTiling | Literal['boxes'] | None"
 class Setting:
     """What is run, and on what. Units: lengths in tokens; ``queries`` those of a decode step.
 
-    ``tile`` and ``orders`` are as for ``build_plan``; orders are for the CPU.
+    ``tile`` and ``orders`` are as for ``build_plan``; a backward on a GPU has the natural order.
     """
 
     nq: int
@@ -180,12 +181,19 @@ def predict(
     device = device_of(setting.device)
     plan = build_plan(
         pattern, head_dim=setting.head_dim, value_dim=setting.value_dim, dtype=setting.dtype,
-        target=device.target, tile=setting.tile, orders="natural",
+        target=device.target, tile=setting.tile,
+        orders=setting.orders if setting.work == "forward" else "natural",
         backward=setting.work == "backward",
     )
-    counts = counts_of(plan.forward, setting.nq, setting.nk, data)
+    counts = count_forward(plan, setting.nq, setting.nk, data)
     tiles = tiles_by_row(plan.forward, setting.nq, setting.nk, data)
-    if plan.backward is None:
+    kernels: list[KernelCost]
+    worst = int(tiles.sum(0).max(initial=0))
+    if plan.parts:
+        from attnc.compiler.cost.parts import part_kernels, worst_row
+
+        kernels, worst = part_kernels(plan, setting, device), worst_row(plan, setting)
+    elif plan.backward is None:
         kernels = [_kernel("forward", plan.forward, tiles, counts, setting, device)]
     else:
         kernels = [_prepare(setting, device)]
@@ -198,7 +206,7 @@ def predict(
             kernels.append(_kernel(name, loop, own, None, setting, device))
     return Prediction(
         pattern=pattern.name, setting=setting, counts=counts, kernels=tuple(kernels),
-        dense=dense(setting, device), worst_row=int(tiles.sum(0).max(initial=0)),
+        dense=dense(setting, device), worst_row=worst,
         columns=_columns(plan.forward, setting), assumptions=assumptions(setting, device),
     )
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from attnc.compiler.counts import count
-from attnc.compiler.counts_grid import count_grid
 from attnc.compiler.ir import expr as ex
-from attnc.compiler.ir.blockmask import Counts
 from attnc.compiler.ir.gridmask import GridMask
 from attnc.compiler.ir.plan import LoopPlan
 from attnc.compiler.passes.data_tiles import tile_table
@@ -84,10 +81,3 @@ def _of_data(
     shape = (len(kinds), table.heads, rows // table.heads)
     heads = loop.block_mask.pattern.heads or 1
     return np.stack(kinds).reshape(shape).repeat(heads // table.heads, axis=1)
-
-
-def counts_of(loop: LoopPlan, nq: int, nk: int, given: Mapping[str, Any]) -> Counts:
-    """Count tiles by class, and pairs, exactly: over all heads of the mask."""
-    if loop.boxes is not None:
-        return count_grid(loop.boxes)
-    return count(loop.block_mask, nq, nk, loop.data, given)
