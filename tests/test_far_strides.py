@@ -149,9 +149,12 @@ def test_decode_step(page: int | None, place: str) -> None:
 
 
 def last_program_only(source: str) -> str:
-    """Make each launch of a module run one program: that of the highest number."""
+    """Make each launch of a module run one program: the last tile of the last head."""
     source = source.replace("[(programs,)](", ".last(programs)(")
     source = source.replace("tl.program_id(0)", "(tl.program_id(0) + LAST)")
+    which = r"= (rest // width|N[QK] - 1 - rest // width|tl\.load\(Order \+ rest // width\))"
+    source, rows = re.subn(rf"([qk])b {which}", lambda m: f"{m[1]}b = N{m[1].upper()} - 1", source)
+    assert rows >= 3  # forward, dQ, dK and dV
     source = re.sub(r"\b(\w+)\.last\(programs\)", r"_last(\1, programs)", source)
     return f"""{source}
 
