@@ -90,7 +90,11 @@ class LearnedKernel(QueryKernel):
 
     def finish(self) -> None:
         """Print where the sums of the row go."""
-        self._measure(self._store_largest, self._store)
+        if any(one.way == "row" for one, _ in self.every):
+            self._measure(self._store_largest, self._store)
+        elif "MEASURE" in self.switches:
+            with self.out.block("if MEASURE:"):
+                self._store_largest()
 
     def _measure(self, measure: Callable[[], None], add: Callable[[], None]) -> None:
         """Print both forms of a step."""
