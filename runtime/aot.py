@@ -91,21 +91,10 @@ def compile_plan(plan: Plan) -> Artifact:
     if not plan.parts:
         return compile_kernel(text, plan.forward)
     loops = [part_loop(part, plan.forward) for part in plan.parts]
-    with tempfile.TemporaryDirectory(prefix="attnc-aot-") as folder:
-        path = Path(folder) / "kernels.py"
-        path.write_text(kernel_source(text), encoding="utf-8")
-        given = [part_parameters(plan, number) for number in range(1, len(loops) + 1)]
-        jobs = [
-            _described(path, f"{forward.KERNEL}_{number}", own, loop, loop.target)
-            for number, (own, loop) in enumerate(zip(given, loops, strict=True), start=1)
-        ]
-        answer = _ask_worker(jobs)
-    found = []
-    for loop, result in zip(loops, answer["results"], strict=True):
-        one = _result(str(answer["triton"]), loop, loop.target, result)
-        if isinstance(one, RuntimeError):
-            raise one
-        found.append(one)
+    found = compile_named(text, [
+        (f"{forward.KERNEL}_{number}", part_parameters(plan, number), loop)
+        for number, loop in enumerate(loops, start=1)
+    ])
     return replace(
         found[0],
         assembly="\n".join(a.assembly for a in found), sass="\n".join(a.sass for a in found),
@@ -113,6 +102,28 @@ def compile_plan(plan: Plan) -> Artifact:
         shared_bytes=max(a.shared_bytes for a in found), wgmma=sum(a.wgmma for a in found),
         waits=sum(a.waits for a in found), seconds=sum(a.seconds for a in found),
     )
+
+
+def compile_named(
+    source_text: str, kernels: Sequence[tuple[str, Sequence[tuple[str, str]], LoopPlan]]
+) -> list[Artifact]:
+    """Compile kernels of one source text: the name, the run-time arguments and the loop of each.
+
+    Raises: RuntimeError when triton is missing or refuses a kernel.
+    """
+    with tempfile.TemporaryDirectory(prefix="attnc-aot-") as folder:
+        path = Path(folder) / "kernels.py"
+        path.write_text(kernel_source(source_text), encoding="utf-8")
+        answer = _ask_worker(
+            [_described(path, name, given, loop, loop.target) for name, given, loop in kernels]
+        )
+    found = []
+    for (_, _, loop), result in zip(kernels, answer["results"], strict=True):
+        one = _result(str(answer["triton"]), loop, loop.target, result)
+        if isinstance(one, RuntimeError):
+            raise one
+        found.append(one)
+    return found
 
 
 def compile_kernels(

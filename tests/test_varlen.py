@@ -21,7 +21,7 @@ from attnc.codegen.varlen import kernel_texts
 from attnc.compiler.passes.build_plan import build_plan
 from attnc.compiler.passes.build_varlen import build_varlen, why_not
 from attnc.runtime import aot
-from attnc.runtime.lint import SHARED_LIMIT_BYTES
+from attnc.runtime.lint import lint
 from attnc.runtime.reference import error_bound, reference, terms
 from attnc.runtime.reference_gradients import Backward, assert_gradients_within
 from tests import test_zoo as zoo
@@ -442,29 +442,14 @@ def test_the_pasted_parts_are_the_sources() -> None:
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("text", [SINK_WINDOW, LEARNED], ids=["window", "learned"])
-def test_compiles_clean_for_hopper(text: str, head_dim: int, tmp_path: Path) -> None:
+def test_compiles_clean_for_hopper(text: str, head_dim: int) -> None:
     """No spills, no serialised matrix instruction, and shared memory in the limit."""
     ir = attnc.parse(text).ir
     plan = build_varlen(build_plan(ir, head_dim=head_dim, target="sm_90", backward=True))
-    path = tmp_path / "kernel.py"
-    path.write_text(aot.kernel_source("\n\n".join(kernel_texts(plan))), encoding="utf-8")
     assert plan.backward is not None
-    jobs: list[dict[str, object]] = []
-    loops = {KERNEL: (plan.forward, parameters(plan.forward))}
+    loops = [(KERNEL, parameters(plan.forward), plan.forward)]
     for kernel, loop in loops_of(plan.backward).items():
-        loops[KERNELS[kernel]] = loop, parameters_back(loop, kernel)
-    for name, (loop, declared) in loops.items():
-        constexprs = {"ALIGN": 8, "WIDE": False}
-        types = {n: f"*{loop.dtype}" if kind == "*" else kind for n, kind in declared}
-        jobs.append({
-            "path": str(path), "name": name, "constexprs": constexprs,
-            "signature": {**types, **dict.fromkeys(constexprs, "constexpr")},
-            "aligned": [n for n, kind in declared if kind.startswith("*")],
-            "target": ("cuda", 90, 32),
-            "options": {"num_warps": loop.warps, "num_stages": loop.stages},
-        })  # fmt: skip
-    for job, found in zip(jobs, aot._ask_worker(jobs)["results"], strict=True):
-        assert "error" not in found, f"{job['name']}: {found.get('error')}"
-        assert found["spill_bytes"] == 0, job["name"]
-        assert found["shared_bytes"] <= SHARED_LIMIT_BYTES["sm_90"], job["name"]
-        assert "wgmma serialization" not in found.get("log", ""), job["name"]
+        loops.append((KERNELS[kernel], parameters_back(loop, kernel), loop))
+    text = "\n\n".join(kernel_texts(plan))
+    for (name, _, _), found in zip(loops, aot.compile_named(text, loops), strict=True):
+        assert lint(found, "sm_90") == (), name
