@@ -36,7 +36,7 @@ def compiled(text: str, **options: Any) -> Any:
 
 def check(op: Any, n: int, *, kernel: bool = False, **inputs: torch.Tensor) -> None:
     """Hold out, lse and gradients of q, k, v and learned inputs against float64."""
-    batch, heads = (1, 2) if kernel else (2, 4)
+    batch, heads = (1, 2) if kernel and not inputs else (2, 4)
     sides = enumerate((heads, heads // 2, heads // 2, heads))
     q, k, v, grad_out = (draw(batch, h, n, 16, seed=i) for i, h in sides)
     grad_lse = draw(batch, heads, n, seed=5)
@@ -48,10 +48,12 @@ def check(op: Any, n: int, *, kernel: bool = False, **inputs: torch.Tensor) -> N
         skip_without_interpreter()
         module = op._function.__globals__
         out, lse = torch.empty_like(q), torch.empty(grad_lse.shape)
-        module["_gpu_forward"](q, k, v, 0.25, out, lse)
-        *found, _ = module["_gpu_backward"](
-            q, k, v, out, lse, grad_out, grad_lse, 0.25, needs=[True] * 3
+        extra = module["_arguments"](q, k, inputs, None) if inputs else ()
+        module["_gpu_forward"](q, k, v, 0.25, out, lse, *extra)
+        *found, given = module["_gpu_backward"](
+            q, k, v, out, lse, grad_out, grad_lse, 0.25, *extra, needs=[True] * (3 + len(inputs))
         )
+        found += given
     else:
         leaves = [t.requires_grad_() for t in (q, k, v, *learned)]
         out, lse = op(q, k, v, return_lse=True, **inputs)
@@ -267,17 +269,18 @@ def test_few_queries_of_very_many_keys(text: str) -> None:
 BIASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "one_number": ("dot * bias", "gain[0]", {"gain": (1,)}),
     "of_each_head": ("dot + bias", "table[h]", {"table": (4,)}),
-    "of_each_pair": ("dot + bias", "table[q][k]", {"table": (45, 45)}),
-    "of_each_head_and_pair": ("dot * bias", "table[h][q][k]", {"table": (4, 45, 45)}),
-    "of_each_item_head_and_pair": ("dot + bias", "table[h][q][k]", {"table": (2, 4, 45, 45)}),
-    "read_twice": ("dot + bias", "table[q] * table[k] + table[44 - q]", {"table": (45,)}),
-    "band": ("dot + bias", "table[h][q][q - k]", {"table": (4, 45, 20)}),
+    "of_each_pair": ("dot + bias", "table[q][k]", {"table": (21, 21)}),
+    "of_each_head_and_pair": ("dot * bias", "table[h][q][k]", {"table": (4, 21, 21)}),
+    "of_each_item_head_and_pair": ("dot + bias", "table[h][q][k]", {"table": (2, 4, 21, 21)}),
+    "read_twice": ("dot + bias", "table[q] * table[k] + table[20 - q]", {"table": (21,)}),
+    "band": ("dot + bias", "table[h][q][q - k]", {"table": (4, 21, 20)}),
     "two": ("dot + bias", "a[h] * b[q - k] + a[0]", {"a": (4,), "b": (20,)}),
 }
 
 
+@pytest.mark.parametrize("kernel", [False, True], ids=["cpu", "kernel"])
 @pytest.mark.parametrize("name", BIASES)
-def test_learned_biases(name: str) -> None:
+def test_learned_biases(name: str, kernel: bool) -> None:
     """pytorch/pytorch#145208, #145869, #147551, meta-pytorch/attention-gym#20: learned biases.
 
     One number, a bias of each head, pair or item, one tensor read at several places of a score:
@@ -290,7 +293,8 @@ def test_learned_biases(name: str) -> None:
         score bias({inputs}) heads h: 4 = {{ q -> k, h : {bias} }}
         attention p heads h: 4 = softmax({score}, over: {{ q -> k : 0 <= q - k < 20 }})
     """)
-    check(op, 45, **{n: draw(*shape, seed=7) for n, shape in shapes.items()})
+    given = {n: draw(*shape, seed=7) for n, shape in shapes.items()}
+    check(op, 21, kernel=kernel, **given)
 
 
 def test_a_bias_that_a_layer_makes() -> None:
