@@ -59,10 +59,10 @@ def canonical(value: Any, *, all_fields: bool = False) -> list[str]:
     stack = [value]
     while stack:
         item = stack.pop()
-        if is_dataclass(item) and not isinstance(item, type):
+        names = _field_names(item.__class__, all_fields)
+        if names is not None:
             tokens.append(type(item).__name__)
-            kept = [getattr(item, f.name) for f in fields(item) if f.compare or all_fields]
-            stack.extend(reversed(kept))
+            stack += [getattr(item, name) for name in names[::-1]]
         elif isinstance(item, tuple):
             tokens.append(f"tuple {len(item)}")
             stack.extend(reversed(item))
@@ -71,6 +71,14 @@ def canonical(value: Any, *, all_fields: bool = False) -> list[str]:
         else:
             raise AssertionError(f"a plan holds {type(item).__name__}")
     return tokens
+
+
+@cache
+def _field_names(kind: type, all_fields: bool) -> tuple[str, ...] | None:
+    """Return the fields of a dataclass, or those that are compared; None where it is none."""
+    if not is_dataclass(kind):
+        return None
+    return tuple(f.name for f in fields(kind) if f.compare or all_fields)
 
 
 @cache
@@ -148,13 +156,18 @@ def _forward(plan: Plan) -> tuple[str, str]:
 
 def used_helpers(text: str) -> str:
     """Return those functions of ``HOST_HELPERS`` that a text names."""
-    lines = HOST_HELPERS.splitlines()
+    lines, words = HOST_HELPERS.splitlines(), _words(text)
     used = [
         "\n".join(lines[node.lineno - 1 : node.end_lineno])
         for node in ast.parse(HOST_HELPERS).body
-        if isinstance(node, ast.FunctionDef) and re.search(rf"\b{node.name}\b", text)
+        if isinstance(node, ast.FunctionDef) and node.name in words
     ]
     return "\n\n\n".join(used)
+
+
+def _words(text: str) -> frozenset[str]:
+    """Return the names and numbers in a text."""
+    return frozenset(re.findall(r"\w+", text))
 
 
 def contract() -> tuple[str, str]:
@@ -375,8 +388,8 @@ def hoist_imports(
                 raise AssertionError(f"{title} defines {sorted(clash)} again")
             defined |= names
         bodies.append((title, re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines))))
-    text = "\n".join([GUARDED_TRITON, *(body for _, body in bodies)])
-    used = {line for line in imports if re.search(rf"\b{line.split()[-1]}\b", text)}
+    words = _words("\n".join([GUARDED_TRITON, *(body for _, body in bodies)]))
+    used = {line for line in imports if line.split()[-1] in words}
     standard = sorted(line for line in used if not _is_torch(line))
     third_party = sorted((line for line in used if _is_torch(line)), key=_plain_first)
     named = {line.split()[-1] for line in imports}

@@ -22,7 +22,7 @@ MAX_BRANCHES = 4
 """Most conditionals in a sum that is written into their branches: each one doubles the work."""
 
 
-class Known(dict[str, tuple[int | None, int | None]]):
+class Known(ex.Remembered):
     """Ranges, and what was simplified under them: branches repeat each other's parts.
 
     ``simple``: by identity, since comparing is as slow as simplifying; each with its original,

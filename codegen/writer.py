@@ -158,12 +158,13 @@ def _widest(text: str) -> tuple[int, int] | None:
 def _split(text: str) -> tuple[list[str], str]:
     """Cut at the loosest operator outside of brackets; return the parts and that operator."""
     for separator in _BREAKS:
-        parts, depth, start = [], 0, 0
-        for place, character in enumerate(text):
-            depth += (character in _OPEN) - (character in _CLOSE)
-            if depth == 0 and text.startswith(separator, place):
-                parts.append(text[start:place])
-                start = place + len(separator)
-        if parts:
-            return [*parts, text[start:]], separator
+        parts: list[list[str]] = []
+        depth = 0
+        for piece in text.split(separator):
+            if depth == 0:
+                parts.append([])
+            parts[-1].append(piece)
+            depth += sum(map(piece.count, _OPEN)) - sum(map(piece.count, _CLOSE))
+        if len(parts) > 1:
+            return [separator.join(part) for part in parts], separator
     return [text], ""

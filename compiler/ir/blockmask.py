@@ -111,7 +111,10 @@ class BlockMask:
         return -(-nq // self.tiling.q), -(-nk // self.tiling.k)
 
     def rows(self, piece: Piece, nq: int, nk: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Evaluate base and count of a piece for all rows. Shape: two ``[heads or 1, NQ]``."""
+        """Evaluate base and count of a piece for all rows. Shape: two ``[heads or 1, NQ]``.
+
+        They may be views of fewer numbers, which cannot be written to.
+        """
         import numpy as np
 
         tiles_q, tiles_k = self.tiles_at(nq, nk)
@@ -122,9 +125,9 @@ class BlockMask:
             "nq": nq, "nk": nk, "NQ": tiles_q, "NK": tiles_k,
         }
         shape = (heads, tiles_q)
-        base = np.broadcast_to(ex.evaluate(piece.tiles.base, values), shape).astype(np.int64)
-        count = np.broadcast_to(ex.evaluate(piece.tiles.count, values), shape).astype(np.int64)
-        return base, np.maximum(count, 0)
+        base = np.asarray(ex.evaluate(piece.tiles.base, values), np.int64)
+        count = np.asarray(ex.evaluate(piece.tiles.count, values), np.int64)
+        return np.broadcast_to(base, shape), np.broadcast_to(np.maximum(count, 0), shape)
 
     def grid(self, nq: int, nk: int) -> NDArray[np.int16]:
         """Which piece visits each tile. Shape: ``[heads or 1, NQ, NK]``; -1: none.

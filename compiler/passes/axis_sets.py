@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import islpy as isl
 
@@ -44,14 +45,18 @@ class AxisSets:
         self._axis = axis
         self._head = "[h] ->" if axis.heads is not None else "[] ->"
         self._heads = f"0 <= h < {axis.heads}" if axis.heads is not None else ""
+        self._pairs: dict[ex.BoolExpr, isl.Map] = {}
 
     def pairs(self, condition: ex.BoolExpr) -> isl.Map:
         """Return the existing pairs of positions that satisfy a condition on q, k and h."""
-        axis = self._axis
-        domain = f"0 <= q < {axis.queries} and 0 <= k < {axis.keys}"
-        if self._heads:
-            domain += f" and {self._heads}"
-        return sets.pair_map(condition, ["h"] if self._heads else [], domain).coalesce()
+        if condition not in self._pairs:
+            axis = self._axis
+            domain = f"0 <= q < {axis.queries} and 0 <= k < {axis.keys}"
+            if self._heads:
+                domain += f" and {self._heads}"
+            pairs = sets.pair_map(condition, ["h"] if self._heads else [], domain)
+            self._pairs[condition] = pairs.coalesce()
+        return self._pairs[condition]
 
     def minus(self, left: isl.Map, right: isl.Map) -> isl.Map:
         """Return what is in ``left`` and not in ``right``."""
@@ -67,7 +72,7 @@ class AxisSets:
 
     def tiles(self, pairs: isl.Map) -> isl.Map:
         """Return the pairs of tiles with some pair of positions in them."""
-        return pairs.wrap().apply(self._token_tiles()).unwrap().coalesce()
+        return pairs.wrap().apply(self._token_tiles).unwrap().coalesce()
 
     def split(self, tiles: isl.Map) -> list[tuple[Progression, isl.Map]]:
         """Cut tiles into disjoint progressions, bounds in ``qb`` and ``h``."""
@@ -91,11 +96,12 @@ class AxisSets:
     def residual(self, condition: ex.BoolExpr, tiles: isl.Map) -> ex.BoolExpr:
         """Return what of a condition is to be checked in some tiles; false: no pair has it."""
         wanted = self.pairs(condition)
-        inside = self._token_tiles().intersect_range(tiles.wrap()).domain()
+        inside = self._token_tiles.intersect_range(tiles.wrap()).domain()
         if inside.intersect(wanted.wrap()).is_empty():
             return ex.FALSE
-        return residual(wanted, tiles, self._token_tiles(), self._context(), condition)
+        return residual(wanted, tiles, self._token_tiles, self._context, condition)
 
+    @cached_property
     def _token_tiles(self) -> isl.Map:
         axis = self._axis
         return sets.read_map(
@@ -104,6 +110,7 @@ class AxisSets:
             f" and 0 <= k - {axis.side_k} kb < {axis.side_k} }}"
         )
 
+    @cached_property
     def _context(self) -> isl.Set:
         return sets.read_set(f"{self._head} {{ : {self._heads or '1 = 1'} }}")
 

@@ -10,7 +10,7 @@ and ``nk`` (lengths). At tile level: ``qb``, ``kb`` (tiles), ``NQ``, ``NK`` (how
 ``h``, ``nq`` and ``nk``.
 """
 
-from attnc.compiler.ir.expr.bounds import Bounds, Ranges, interval, tidy, tidy_truth
+from attnc.compiler.ir.expr.bounds import Bounds, Ranges, Remembered, interval, tidy, tidy_truth
 from attnc.compiler.ir.expr.evaluate import evaluate
 from attnc.compiler.ir.expr.fold import (
     absolute,
@@ -108,6 +108,7 @@ __all__ = [
     "Ranges",
     "Read",
     "Rem",
+    "Remembered",
     "Scale",
     "Select",
     "Truth",

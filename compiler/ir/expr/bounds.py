@@ -61,18 +61,35 @@ Ranges: TypeAlias = Mapping[str, Bounds]
 """Bounds of variables, by name, and of inputs as ``"doc[]"``; an absent name is unbounded."""
 
 
-def interval(
-    expr: IntExpr, ranges: Ranges
-) -> Bounds:
+class Remembered(dict[str, Bounds]):
+    """Ranges, and the bounds of what was asked under them: expressions share their parts."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__(ranges)
+        self.bounds: dict[IntExpr, Bounds] = {}
+
+
+def interval(expr: IntExpr, ranges: Ranges) -> Bounds:
     """Return bounds of an expression given bounds of its variables (None: unbounded)."""
+    if isinstance(expr, Const):
+        return expr.value, expr.value
+    if isinstance(expr, Var):
+        return ranges.get(expr.name, (None, None))
+    if not isinstance(ranges, Remembered):
+        return _interval(expr, ranges)
+    found = ranges.bounds.get(expr)
+    if found is None:
+        found = ranges.bounds[expr] = _interval(expr, ranges)
+    return found
+
+
+def _interval(expr: IntExpr, ranges: Ranges) -> Bounds:
     match expr:
-        case Const(value):
-            return value, value
-        case Var(name):
-            return ranges.get(name, (None, None))
+        case Const() | Var():
+            return interval(expr, ranges)
         case Add(parts):
             pairs = [interval(p, ranges) for p in parts]
-            lows, highs = [p[0] for p in pairs], [p[1] for p in pairs]
+            lows, highs = zip(*pairs, strict=True)
             return _sum_or_none(lows), _sum_or_none(highs)
         case Scale(factor, part):
             low, high = interval(part, ranges)
@@ -153,6 +170,9 @@ def _quotient(part: Bounds, by: Bounds) -> Bounds:
 
 def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
     """Return an equal expression without the operations that ``interval`` shows to do nothing."""
+    if not isinstance(ranges, Remembered):
+        ranges = Remembered(ranges)
+
     def go(part: IntExpr) -> IntExpr:
         return tidy(part, ranges)
 
@@ -195,6 +215,8 @@ def tidy(expr: IntExpr, ranges: Ranges) -> IntExpr:
 
 def tidy_truth(expr: BoolExpr, ranges: Ranges) -> BoolExpr:
     """Return an equal predicate without what ``interval`` shows to be always or never true."""
+    if not isinstance(ranges, Remembered):
+        ranges = Remembered(ranges)
 
     def go(part: BoolExpr) -> BoolExpr:
         return tidy_truth(part, ranges)
@@ -259,5 +281,5 @@ def _undominated(
     return kept
 
 
-def _sum_or_none(values: list[int | None]) -> int | None:
-    return None if any(v is None for v in values) else sum(v for v in values if v is not None)
+def _sum_or_none(values: tuple[int | None, ...]) -> int | None:
+    return None if None in values else sum(v for v in values if v is not None)

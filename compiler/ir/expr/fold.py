@@ -64,9 +64,15 @@ def scale(factor: int, part: IntExpr) -> IntExpr:
     """Return ``factor * part``."""
     if factor == 0:
         return ZERO
-    if isinstance(part, Add):
-        return add(*(scale(factor, p) for p in part.parts))
-    return add(Scale(factor, part))
+    match part:
+        case Const(value):
+            return Const(factor * value)
+        case Add(parts):
+            return add(*(scale(factor, p) for p in parts))
+        case Scale(inner, of):
+            return scale(factor * inner, of)
+        case _:
+            return part if factor == 1 else Scale(factor, part)
 
 
 def sub(left: IntExpr, right: IntExpr) -> IntExpr:

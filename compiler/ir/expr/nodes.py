@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 POW2_MAX_EXPONENT = 40
 """``IsPow2`` holds for 2**0 .. 2**40 and for nothing else."""
+
+
+class Compound:
+    """What nodes of several parts share: the place of a hash that is worked out once."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+
+C = TypeVar("C", bound=Compound)
+
+
+def hashed_once(kind: type[C]) -> type[C]:
+    """Let the nodes of a class keep their hash: all expressions around them ask for it, too."""
+    whole = kind.__hash__
+
+    def kept(self: C) -> int:
+        found: int | None = getattr(self, "_hash", None)
+        if found is None:
+            found = whole(self)
+            object.__setattr__(self, "_hash", found)
+        return found
+
+    kind.__hash__ = kept  # type: ignore[assignment, method-assign]
+    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,60 +48,68 @@ class Var:
     name: str
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(Compound):
     """The sum of the parts."""
 
     parts: tuple[IntExpr, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(Compound):
     """``factor * part``."""
 
     factor: int
     part: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class FloorDiv:
+class FloorDiv(Compound):
     """``floor(part / divisor)``, ``divisor > 0``."""
 
     part: IntExpr
     divisor: int
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Mod:
+class Mod(Compound):
     """``part - divisor * floor(part / divisor)``, ``divisor > 0``: never negative."""
 
     part: IntExpr
     divisor: int
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Min:
+class Min(Compound):
     """The least of the parts."""
 
     parts: tuple[IntExpr, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Max:
+class Max(Compound):
     """The greatest of the parts."""
 
     parts: tuple[IntExpr, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Abs:
+class Abs(Compound):
     """``|part|``."""
 
     part: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Select:
+class Select(Compound):
     """``then`` where the condition holds, else ``otherwise``."""
 
     condition: BoolExpr
@@ -84,8 +117,9 @@ class Select:
     otherwise: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Read:
+class Read(Compound):
     """``doc[q]``: an element of a run-time input; a truth value reads as 0 or 1.
 
     No index: a number known at the call (an input without brackets, a symbolic extent). An index
@@ -96,24 +130,27 @@ class Read:
     index: tuple[IntExpr, ...] = ()
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Mul:
+class Mul(Compound):
     """``left * right``, neither of them constant: outside integer linear arithmetic."""
 
     left: IntExpr
     right: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Quot:
+class Quot(Compound):
     """``floor(part / by)`` by a run-time divisor; 0 where ``by`` is below 1."""
 
     part: IntExpr
     by: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Rem:
+class Rem(Compound):
     """``part mod by``, never negative, by a run-time divisor; 0 where ``by`` is below 1."""
 
     part: IntExpr
@@ -133,8 +170,9 @@ class Truth:
     value: bool
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Compound):
     """``left op right``."""
 
     op: CompareOp
@@ -142,44 +180,50 @@ class Compare:
     right: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class IsPow2:
+class IsPow2(Compound):
     """``part`` is one of 1, 2, 4, ..., 2**40."""
 
     part: IntExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(Compound):
     """``part`` is one of ``values`` (sorted, distinct)."""
 
     part: IntExpr
     values: tuple[int, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class And:
+class And(Compound):
     """Every part holds."""
 
     parts: tuple[BoolExpr, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Or:
+class Or(Compound):
     """Some part holds."""
 
     parts: tuple[BoolExpr, ...]
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Not:
+class Not(Compound):
     """The part does not hold."""
 
     part: BoolExpr
 
 
+@hashed_once
 @dataclass(frozen=True, slots=True)
-class Exists:
+class Exists(Compound):
     """Some integer ``low <= var <= high`` satisfies the body; every use of ``var`` is linear.
 
     Only the pattern IR holds it: classification eliminates it (isl), residuals never show it.
