@@ -24,6 +24,9 @@ GRID_SHARE = 16
 """What part of a budget a pattern on a grid gets, one in so many: mostly a millisecond is enough or
 a second is not, and tests of the tiles serve instead."""
 
+GRID_PIECES = 16
+"""Most pieces, unlike each other, of a class on a grid: more have mostly spent its budget."""
+
 LESS = 2
 """After a spent budget the next, coarser attempt gets one part in so many."""
 
@@ -212,7 +215,7 @@ def best_split(
             break
         try:
             with sets.budget(share=share):
-                parts = prog.split(row, near)
+                parts = prog.split(row, near, GRID_PIECES if share >= GRID_SHARE else None)
         except sets.Spent as error:
             trouble = error
             break

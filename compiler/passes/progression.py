@@ -73,10 +73,13 @@ def row_of(tiles: isl.Map, context: isl.Set) -> Row:
     return Row(moved.range(), context)
 
 
-def split(row: Row, hints: Sequence[Progression] = ()) -> list[tuple[Progression, isl.Set]]:
+def split(
+    row: Row, hints: Sequence[Progression] = (), most: int | None = None
+) -> list[tuple[Progression, isl.Set]]:
     """Cut a row into disjoint progressions, as few as isl proves possible.
 
-    ``hints`` are tried first: one that lies wholly inside what is left is taken off it.
+    ``hints`` are tried first: one that lies wholly inside what is left is taken off it. ``most``:
+    how many pieces, unlike each other, are worth proving.
     Returns: the progressions with the exact sets they stand for.
     Raises: OverBudget, also when some piece is no progression.
     """
@@ -89,10 +92,10 @@ def split(row: Row, hints: Sequence[Progression] = ()) -> list[tuple[Progression
         if not inside.is_empty() and sets.within(inside, tiles):
             found.append((hint, inside))
             tiles = sets.minus(tiles, inside).coalesce()
-    return found + _split(Row(tiles, row.context))
+    return found + _split(Row(tiles, row.context), most)
 
 
-def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
+def _split(row: Row, most: int | None) -> list[tuple[Progression, isl.Set]]:
     tiles = row.tiles
     if tiles.is_empty():
         return []
@@ -106,6 +109,8 @@ def _split(row: Row) -> list[tuple[Progression, isl.Set]]:
                 return [(whole, tiles)]
         basics = _merge(basics, row.context, points, rows)
     known = _by_families(basics, row.context)
+    if most is not None and len(basics) - len(known) > most:
+        raise sets.Spent(f"more than {most} pieces unlike each other")
     found: list[tuple[Progression, isl.Set]] = []
     for i, basic in enumerate(basics):
         progression = known[i] if i in known else fit(Row(basic, row.context))
