@@ -146,7 +146,7 @@ def emit_box_build(
     pieces = []
     for number, piece in enumerate(boxes.pieces):
         queries, keys = boxes.queries[piece.queries], boxes.keys[piece.keys]
-        _emit_piece(out, boxes, number, f"{boxes_name}_{number}")
+        emit_piece(out, boxes, number, f"{boxes_name}_{number}")
         whole = tuple(e // side for e, side in zip(keys.extents, keys.box, strict=True))
         mask = 0 if piece.full else _class(plan, piece.residual)
         ends = len(plan.masks) if piece.full and plan.masks else mask
@@ -183,7 +183,8 @@ def _class(plan: LoopPlan, residual: ex.BoolExpr) -> int:
     return plan.masks.index(residual) + 1 if residual in plan.masks else 1
 
 
-def _emit_piece(out: Writer, boxes: GridMask, number: int, name: str) -> None:
+def emit_piece(out: Writer, boxes: GridMask, number: int, name: str) -> None:
+    """Print the function that says which boxes of keys a piece has for a box of queries."""
     piece = boxes.pieces[number]
     rows = [f"qb_{axis}" for axis in range(boxes.rank)]
     grid = boxes.queries[piece.queries].grid

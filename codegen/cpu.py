@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnc.codegen.cpu_box_text import emit_cpu_boxes
 from attnc.codegen.data import emit_gathered, is_gathered
 from attnc.codegen.predicate import HOST_HELPERS, TILE_RANGES, TOKEN_RANGES, HostDialect
 from attnc.codegen.simplify import from_first
@@ -21,6 +22,9 @@ PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_windows.py", "cpu_backward.
 
 PARTS = "cpu_parts.py"
 """The same for a plan that has parts in other token orders."""
+
+BOXES = "cpu_boxes.py"
+"""The same for a plan on boxes of a grid."""
 
 _NOT_PASTED = ("__future__", *(f"attnc.codegen.{name[:-3]}" for name in PASTED))
 
@@ -37,7 +41,8 @@ def emit_cpu(plan: CpuPlan) -> str:
     """
     if is_gathered(plan):
         return emit_gathered(plan)
-    imports, executor = pasted(PASTED + ((PARTS,) if plan.parts else ()))
+    more = (BOXES,) if plan.boxes is not None else (PARTS,) if plan.parts else ()
+    imports, executor = pasted(PASTED + more)
     out = Writer()
     out.line(imports)
     out.line()
@@ -48,7 +53,10 @@ def emit_cpu(plan: CpuPlan) -> str:
     out.line(executor)
     out.line()
     out.line()
-    if plan.parts:
+    if plan.boxes is not None:
+        emit_cpu_boxes(out, plan.boxes)
+        what, forward = "_CPU_BOXES", "_cpu_in_boxes"
+    elif plan.parts:
         for number, part in enumerate(plan.parts, start=1):
             one = CpuPlan(block_mask=part.block_mask, strips=part.strips)
             _emit_tiles(out, one, f"_part_{number}", f"_CPU_TILES_{number}")

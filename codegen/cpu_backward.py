@@ -50,7 +50,7 @@ def _cpu_attention_backward(
         parts = [*_prepared(q, k, v, out, lse, grad_out, grad_lse), *grads]
         for batch in schedule.batches:
             at = batch.keys.positions
-            for head, part in _select(tiles, batch.heads, *parts):
+            for head, part in _select(tiles.kv_heads, batch.heads, *parts):
                 whole = part[7:]
                 if at is not None:
                     part[1:3] = [x.index_select(2, at) for x in part[1:3]]

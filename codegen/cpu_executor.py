@@ -44,7 +44,7 @@ def _cpu_attention(
     elif wider < 0:
         v = F.pad(v, (0, -wider))
     for batch in schedule.batches:
-        for head, part in _select(tiles, batch.heads, q, k, v, out, lse):
+        for head, part in _select(tiles.kv_heads, batch.heads, q, k, v, out, lse):
             if batch.keys.positions is not None:
                 part[1:3] = [x.index_select(2, batch.keys.positions) for x in part[1:3]]
             for lane in _lanes(*part):
@@ -54,7 +54,7 @@ def _cpu_attention(
 
 
 def _select(
-    tiles: _CpuTiles, heads: tuple[int, ...] | None, *parts: torch.Tensor
+    kv_heads: bool, heads: tuple[int, ...] | None, *parts: torch.Tensor
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """Yield views of q, k, v, out, lse, ... with the given heads only, one by one."""
     if heads is None:
@@ -63,7 +63,7 @@ def _select(
     group = parts[0].shape[1] // parts[1].shape[1]
     for head in heads:
         at_q, at_k = slice(head, head + 1), slice(head // group, head // group + 1)
-        if tiles.kv_heads:
+        if kv_heads:
             at_q, at_k = slice(head * group, (head + 1) * group), at_q
         yield head, [x[:, at_k if i in _OF_KEYS else at_q] for i, x in enumerate(parts)]
 

@@ -28,12 +28,15 @@ CUT = re.compile(r"^# --- cut: [\w ]+ ---\n", flags=re.MULTILINE)
 def is_gathered(plan: CpuPlan) -> bool:
     """Whether the gathered executor runs, not the strips."""
     pattern = plan.block_mask.pattern
+    if plan.boxes is not None:
+        return False
     return plan.data is not None or pattern.score is not None or pattern.sink is not None
 
 
 def needs_table(plan: Plan) -> bool:
     """Whether a module builds a table of tiles at each call."""
-    return is_gathered(plan.cpu) or plan.forward.form == "data"
+    kernels = (plan.forward, *(() if plan.backward is None else plan.backward.loops))
+    return is_gathered(plan.cpu) or any(kernel.form == "data" for kernel in kernels)
 
 
 def emit_tiles(plan: CpuPlan) -> str:

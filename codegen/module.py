@@ -257,6 +257,9 @@ you; the parts copied from attnc (checks, CPU executor, registration) are Apache
 def _cpu_line(cpu: CpuPlan) -> str:
     if is_gathered(cpu):
         return f"tile {cpu.tiling}, tiles found at the call"
+    if cpu.boxes is not None:
+        box = "x".join(map(str, cpu.boxes.tiling.query))
+        return f"boxes of {box} queries, each with the keys that it needs"
     if cpu.parts:
         each = ", ".join(str(part.modulus) for part in cpu.parts)
         return f"tile {cpu.tiling}, parts in classes of {each}"

@@ -79,7 +79,10 @@ def count_cpu(
     """Count what the CPU executor does; of parts in other orders all classes together.
 
     The tiles of a part are those of its classes: pairs of tokens in different classes have none.
+    A "tile" of boxes is a box of queries with one key.
     """
+    if plan.boxes is not None:
+        return count_grid(plan.boxes)
     if not plan.parts:
         return count(plan.block_mask, nq, nk, plan.data, given)
     return _sum(_count_classes(part.block_mask, part.modulus, nq, nk) for part in plan.parts)

@@ -24,7 +24,7 @@ CHUNK_PAIRS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """What the rows of a piece visit: tiles, and pairs that exist. Over all heads."""
 
     tiles: int
@@ -40,10 +40,10 @@ def count_grid(mask: GridMask) -> Counts:
     tiles_q, tiles_k = mask.tiles()
     full = partial = computed = 0
     for piece in mask.pieces:
-        seen = _seen(mask, piece)
-        computed += seen.pairs
-        full += seen.tiles if piece.full else 0
-        partial += 0 if piece.full else seen.tiles
+        one = seen(mask, piece)
+        computed += one.pairs
+        full += one.tiles if piece.full else 0
+        partial += 0 if piece.full else one.tiles
     heads = mask.pattern.heads or 1
     return Counts(
         full=full, partial=partial, empty=heads * tiles_q * tiles_k - full - partial,
@@ -52,7 +52,7 @@ def count_grid(mask: GridMask) -> Counts:
     )
 
 
-def _seen(mask: GridMask, piece: GridPiece) -> _Seen:
+def seen(mask: GridMask, piece: GridPiece) -> Seen:
     """Count the tiles and the pairs of a piece: a product along the axes in each row."""
     import numpy as np
 
@@ -71,7 +71,23 @@ def _seen(mask: GridMask, piece: GridPiece) -> _Seen:
         rows = rows.reshape([-1 if i == axis + 1 else 1 for i in range(len(shape))])
         tiles = tiles * number
         pairs = pairs * (there * rows)
-    return _Seen(*(int(np.broadcast_to(part, shape).sum()) for part in (tiles, pairs)))
+    return Seen(*(int(np.broadcast_to(part, shape).sum()) for part in (tiles, pairs)))
+
+
+def tiles_of_rows(mask: GridMask) -> NDArray[np.int64]:
+    """Return how many tiles each row visits. Shape: ``[heads or 1, NQ]``."""
+    import numpy as np
+
+    found = np.zeros((mask.pattern.heads or 1, mask.tiles()[0]), dtype=np.int64)
+    for piece in mask.pieces:
+        queries = mask.queries[piece.queries]
+        shape = (len(found), *queries.grid)
+        tiles: Any = np.ones((1,) * len(shape), dtype=np.int64)
+        for row in mask.rows(piece):
+            tiles = tiles * row.count
+        own = np.broadcast_to(tiles, shape).reshape(len(found), -1)
+        found[:, queries.first_tile : queries.first_tile + own.shape[1]] += own
+    return found
 
 
 def pairs_kept(mask: GridMask) -> int:
@@ -79,7 +95,7 @@ def pairs_kept(mask: GridMask) -> int:
     by_token = classify_grid(mask.pattern, BoxTiling(*((1,) * mask.rank,) * 2))
     pieces = by_token.pieces
     if all(piece.full for piece in pieces):
-        return sum(_seen(by_token, piece).pairs for piece in pieces)
+        return sum(seen(by_token, piece).pairs for piece in pieces)
     return sum(_kept(mask, piece) for piece in mask.pieces)
 
 
@@ -88,7 +104,7 @@ def _kept(mask: GridMask, piece: GridPiece) -> int:
     import numpy as np
 
     if piece.full:
-        return _seen(mask, piece).pairs
+        return seen(mask, piece).pairs
     queries, keys = mask.queries[piece.queries], mask.keys[piece.keys]
     shape = (mask.pattern.heads or 1, *queries.grid)
     rows = mask.rows(piece)

@@ -109,8 +109,9 @@ def command(
                 for note in plan.notes:
                     click.echo(f"note: {note}", err=True)
             at = (loaded, shape or OpenShape()) if counted else None
-            if stage == "blocks" and plan.forward.boxes is not None:
-                text, record = emit_boxes(loaded, plan.forward.boxes.tiling, shape or OpenShape())
+            boxes = (plan.cpu if target == "cpu" else plan.forward).boxes
+            if stage == "blocks" and boxes is not None:
+                text, record = emit_boxes(loaded, boxes.tiling, shape or OpenShape())
             else:
                 text, record = emit_plan(plan, stage, target, at)
     if as_json:

@@ -267,7 +267,7 @@ def run(
     steps.step("timing")
     timed_dense = max(nq, nk) <= DENSE_TOKENS if dense is None else dense
     times = trial.measure(op, q, k, v, rounds=rounds, dense=timed_dense, **asked)
-    boxes = op.plan.forward.boxes if on_gpu else None
+    boxes = (op.plan.forward if on_gpu else op.plan.cpu).boxes
     counts = (count_forward(op.plan, nq, nk, read) if on_gpu
               else count_cpu(op.plan.cpu, nq, nk, read))
     return Report(

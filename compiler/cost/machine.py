@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from attnc.compiler.cost import predict as pre
 from attnc.compiler.cost.model import Cost
 from attnc.compiler.counts import count_cpu
+from attnc.compiler.counts_grid import tiles_of_rows
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
@@ -134,15 +135,23 @@ def work_of(
     lanes = setting.batch * setting.heads / heads
     groups = rows = pairs = masked = 0
     passes = 2.0 * sum(part.modulus > 1 for part in plan.parts)  # there and back
+    tile = _tile(plan)
     for tiles, with_mask, times in _stretches(plan, setting.nq, setting.nk, given):
         in_class = -(-setting.nq // times), -(-setting.nk // times)
-        area = min(plan.tiling.q, in_class[0]) * min(plan.tiling.k, in_class[1])
+        area = min(tile.q, in_class[0]) * min(tile.k, in_class[1])
         groups += sum(len(set(head[head > 0].tolist())) for head in tiles)
         rows += times * int((tiles > 0).sum())
         pairs += times * int(tiles.sum()) * area
         masked += times * int(tiles.sum()) * area if with_mask else 0
         passes += float((tiles > 0).mean()) if tiles.size else 0.0
+        if plan.boxes is not None:  # queries are copied there and back, and the keys of each box
+            passes += 1.0 + float(tiles.sum()) / (heads * setting.nq)
     return _work(groups, rows * lanes, pairs * lanes, masked * lanes, passes, setting)
+
+
+def _tile(plan: CpuPlan) -> Tiling:
+    """Return the tile that the executor walks: of boxes one of queries, and one key."""
+    return plan.tiling if plan.boxes is None else Tiling(plan.boxes.tiling.q, 1)
 
 
 def dense_work(setting: pre.Setting) -> NDArray[np.float64]:
@@ -172,6 +181,10 @@ def _stretches(
     import numpy as np
 
     mask = plan.block_mask
+    if plan.boxes is not None:
+        masked = any(not piece.full for piece in plan.boxes.pieces)
+        yield tiles_of_rows(plan.boxes), masked, 1
+        return
     if plan.data is not None:
         table = tile_table(mask, plan.data, nq, nk, given)
         number = len(table.starts) - 1
@@ -232,7 +245,8 @@ def predict_cpu(
     lanes = setting.batch * setting.heads // (pattern.heads or 1)
     worst = _longest(plan, setting, given)
     kernel = pre.KernelCost(
-        name=executor, plan=f"tile {plan.tiling}", rows=int(work[2]),
+        name=executor, rows=int(work[2]),
+        plan=f"tile {plan.tiling}" if plan.boxes is None else f"boxes {plan.boxes.tiling}",
         tiles=counts.visited * lanes, workers=1,
         cost=_cost(own, work, setting, counts.pairs_computed * lanes),
     )
@@ -240,7 +254,7 @@ def predict_cpu(
     return pre.Prediction(
         pattern=pattern.name, setting=setting, counts=counts, kernels=(kernel,),
         dense=_cost(whole, dense_work(setting), setting, pairs), worst_row=worst,
-        columns=-(-setting.nk // plan.tiling.k),
+        columns=-(-setting.nk // _tile(plan).k),
         assumptions=(
             "prices fitted on " + ", ".join(f"{k} {v}" for k, v in calibration.machine.items()),
             f"cases left out of the fit in turn were met within {own.error:.0%} in the median, "

@@ -182,6 +182,10 @@ class CpuPlan:
     ``parts``: the pattern is cut into parts in other token orders instead; ``strips`` is empty, and
     ``block_mask`` is the pattern in its natural order still.
 
+    ``boxes``: the executor walks boxes of queries of a grid instead, with boxes of keys of one
+    token: each with the keys that its queries see. ``strips`` and ``segments`` are empty; ``data``
+    says how kernels on flat tiles would test them.
+
     ``block_mask`` has the same tiling and tells full from partial tiles for the report.
     The gathered executor runs where ``data`` is set or the pattern has score terms: ``segments``
     are its tiles (mask 0 full, mask 1 the whole predicate, as candidates with ``data``), and
@@ -193,6 +197,7 @@ class CpuPlan:
     segments: tuple[Segment, ...] = ()
     data: DataTiles | None = None
     parts: tuple[CpuPart, ...] = ()
+    boxes: GridMask | None = None
 
     @property
     def tiling(self) -> Tiling:

@@ -142,6 +142,10 @@ def show_tiles(tiles: Progression, name: str = "kb") -> str:
 def _plan(plan: Plan) -> list[str]:
     lines = [*_pattern(plan.pattern), *_forward(plan.forward, plan.parts)]
     lines += _backward(plan.backward, plan.forward) if plan.backward is not None else []
+    if plan.cpu.boxes is not None:
+        lines.append(f"cpu boxes {plan.cpu.boxes.tiling}")
+        lines += [f"  {_grid_piece(piece, True)}" for piece in plan.cpu.boxes.pieces]
+        return lines + [f"note {note}" for note in plan.notes]
     lines.append(f"cpu tile {plan.cpu.tiling}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)

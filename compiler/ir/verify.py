@@ -41,6 +41,10 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
             found += [wrong for part in ir.cpu.parts for wrong in verify(part.block_mask)]
             for kernel in ir.parts:
                 found += _loop(kernel.loop) if isinstance(kernel, TilePart) else []
+            if ir.cpu.boxes is not None:
+                found += verify(ir.cpu.boxes)
+                if ir.cpu.parts or ir.cpu.strips or ir.cpu.segments:
+                    found.append(_broken("the executor has tiles beside its boxes"))
             if ir.cpu.parts and ir.cpu.strips:
                 found.append(_broken("the executor has parts and strips beside them"))
     return tuple(found)

@@ -21,6 +21,7 @@ from attnc.compiler.ir.plan import (
 from attnc.compiler.passes import cpu_tiles, tiles
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
+from attnc.compiler.passes.cpu_boxes import MAX_PIECES
 from attnc.compiler.passes.cpu_plan import build_cpu
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.grid_plan import on_boxes
@@ -78,7 +79,10 @@ def build_plan(
         boxes = better(pattern, choice.tiling, block_mask, tested=data is not None)
     kernel = forward if boxes is None else on_boxes(forward, boxes)
     back = build_backward(kernel, tile) if backward else None
-    cpu = build_cpu(pattern, cpu_tiling, tested=tested, orders=orders)
+    cpu = build_cpu(
+        pattern, cpu_tiling, tested=tested, orders=orders, boxes=cpu_tile is None
+        and (kernel.boxes is None or len(kernel.boxes.pieces) <= MAX_PIECES),
+    )
     parts = build_parts(pattern, choices if tile is None else (choice,), forward, orders=orders)
     return Plan(
         pattern=pattern, forward=kernel, cpu=cpu,
@@ -141,6 +145,9 @@ def _notes_of_parts(
             said = ", ".join(map(_note_of_part, found))
             count = f"{len(found)} disjoint parts: " if len(found) > 1 else ""
             notes.append(f"{where} walks {count}{said}")
+    if cpu.boxes is not None:
+        box = "x".join(map(str, cpu.boxes.tiling.query))
+        notes.append(f"on a CPU the executor walks boxes of {box} queries, with the keys they need")
     return tuple(notes)
 
 

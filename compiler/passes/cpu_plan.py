@@ -1,10 +1,11 @@
-"""Pattern IR -> CPU plan: strips, parts of them in other token orders, or gathered tiles."""
+"""Pattern IR -> CPU plan: strips, parts in other token orders, boxes, or gathered tiles."""
 
 from __future__ import annotations
 
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuPart, CpuPlan, Segment, Strip
+from attnc.compiler.passes.cpu_boxes import build_boxes
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.loops import reachable
 from attnc.compiler.passes.strips import strips
@@ -21,15 +22,20 @@ PART_PAIRS = 40
 
 
 def build_cpu(
-    pattern: Pattern, tiling: Tiling, *, tested: bool, orders: Orders = "auto"
+    pattern: Pattern, tiling: Tiling, *, tested: bool, orders: Orders = "auto", boxes: bool = False
 ) -> CpuPlan:
     """Plan the executor.
 
     Args: ``tested``: tiles wait for data, here or on the GPU. ``orders``: which token orders the
-        parts of a static pattern may take.
+    parts of a static pattern may take. ``boxes``: whether boxes of a grid may be walked, which
+    "auto" orders alone do.
     Raises: ValueError for orders that the pattern cannot take.
     """
     mask, data, _ = tiles_of(pattern, tiling, tested=tested)
+    if boxes and orders == "auto":
+        walked = build_boxes(pattern, mask, tested=data is not None)
+        if walked is not None:
+            return CpuPlan(block_mask=mask, strips=(), data=data, boxes=walked)
     found = parts(
         pattern, orders, lambda bands, modulus: _cost(work(bands, modulus, tiling)),
         apart=PART_PAIRS * REFERENCE_TOKENS,

@@ -63,10 +63,10 @@ def _tried(pattern: Pattern, tile: Tiling) -> list[BoxTiling]:
     assert pattern.query_space is not None
     assert pattern.key_space is not None
     rank = rank_of(pattern)
-    cubes_q, rods_q = _shapes(pattern.query_space, tile.q, rank)
-    cubes_k, rods_k = _shapes(pattern.key_space, tile.k, rank)
-    shapes = dict.fromkeys([*product(cubes_q, cubes_k), *zip(rods_q, rods_k, strict=True)])
-    return [BoxTiling(q, k) for q, k in shapes]
+    cubes_q, rods_q = shapes(pattern.query_space, tile.q, rank)
+    cubes_k, rods_k = shapes(pattern.key_space, tile.k, rank)
+    tried = dict.fromkeys([*product(cubes_q, cubes_k), *zip(rods_q, rods_k, strict=True)])
+    return [BoxTiling(q, k) for q, k in tried]
 
 
 def _flat_cost(mask: BlockMask, nq: int, nk: int) -> int:
@@ -92,7 +92,7 @@ def _cost(mask: GridMask) -> int:
     return total
 
 
-def _shapes(
+def shapes(
     space: Space, tokens: int, rank: int
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return boxes that suit the largest segment: near to cubes, and one long along each axis."""
