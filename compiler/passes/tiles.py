@@ -61,11 +61,14 @@ def candidates(
     return tuple(TileChoice(*row) for row in table[target][step])
 
 
-HEAVY_OPERATIONS = (48, 64)
-"""Operations of a predicate beyond which the best tile spills for want of registers; the second."""
+HEAVY_OPERATIONS = 48
+"""A pair of more operations than this costs so many registers that the best tile spills."""
 
-READ_OPERATIONS = 10
-"""An element of an input that a backward loads counts as this many."""
+HEAVIER_OPERATIONS = 64
+"""A pair of more than this makes the second tile of a backward spill."""
+
+READ_OPERATIONS, DIVISION_OPERATIONS = 18, 10
+"""Operations that an element loaded by a predicate and a division in a score count as."""
 
 
 GATHER_REGISTERS = 80
@@ -85,11 +88,14 @@ def default(
         fits = (c for c in choices if held(c) // (32 * c.warps) <= GATHER_REGISTERS)
         return next(fits, choices[-1])
     operations = ex.op_count(pattern.predicate)
-    if backward:
-        operations += READ_OPERATIONS * len(ex.reads(pattern.predicate))
-        operations += 0 if pattern.score is None else sc.op_count(pattern.score)
-    heavy = sum(operations > most for most in HEAVY_OPERATIONS)
-    return choices[min(heavy, 2 if backward else 1, len(choices) - 1)]
+    if not backward:
+        return choices[min(operations > HEAVY_OPERATIONS, len(choices) - 1)]
+    if pattern.score is not None:
+        divisions = sum(isinstance(n, ex.FloorDiv | ex.Mod) for n in sc.walk(pattern.score))
+        operations += sc.op_count(pattern.score) + DIVISION_OPERATIONS * divisions
+    loads = READ_OPERATIONS * len(ex.reads(pattern.predicate))
+    heavy = (operations + loads > HEAVY_OPERATIONS) + (operations > HEAVIER_OPERATIONS)
+    return choices[min(heavy, len(choices) - 1)]
 
 
 def asked(
