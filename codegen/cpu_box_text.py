@@ -8,11 +8,12 @@ from attnc.codegen.simplify import Ranges
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.gridmask import GridMask, Part
-from attnc.compiler.passes.coordinates import conjunctions
 
 
 def emit_cpu_boxes(out: Writer, boxes: GridMask) -> None:
     """Print ``_CPU_BOXES`` and the functions that it names."""
+    from attnc.compiler.passes.coordinates import conjunctions  # loads isl
+
     pieces: list[tuple[str, list[str]]] = []
     for number, piece in enumerate(boxes.pieces):
         own = f"_cpu_box_{number}"
