@@ -273,7 +273,7 @@ def _kept(call: _BoxCall, seen: _Seen, first: int, count: int) -> torch.Tensor:
     return whole.reshape(count, math.prod(sides[:rank]), -1)
 
 
-def _portions(
+def _box_portions(
     held: _Masks, call: _BoxCall, lane: Sequence[torch.Tensor]
 ) -> Iterator[tuple[int, int, list[torch.Tensor], torch.Tensor, torch.Tensor]]:
     """Yield boxes whose keys fit the cache: the first, how many; some heads; queries, keys."""
@@ -322,7 +322,7 @@ def _cpu_in_boxes(
         for _, part in _select(boxes.kv_heads, of_heads, q, k, v, out, lse):
             for lane in _lanes(*part):
                 for call in own:
-                    for first, count, some, at_q, at_k in _portions(calls.held, call, lane):
+                    for first, count, some, at_q, at_k in _box_portions(calls.held, call, lane):
                         mask, dead = _box_mask(calls.held, call, first, count, q.dtype)
                         asked, keys, values = (
                             _copied(x, at, count)
@@ -374,7 +374,7 @@ def _run_boxes_backward(
     held: _Masks, call: _BoxCall, lane: list[torch.Tensor], scale: float
 ) -> None:
     """Run one call backward and add its shares to the gradients."""
-    for first, count, some, at_q, at_k in _portions(held, call, lane):
+    for first, count, some, at_q, at_k in _box_portions(held, call, lane):
         mask, _ = _box_mask(held, call, first, count, some[0].dtype)
         q, k, v, out, lse, grad_out = (
             _copied(x, at_k if i in (1, 2) else at_q, count) for i, x in enumerate(some[:6])
