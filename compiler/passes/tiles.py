@@ -67,7 +67,7 @@ HEAVY_OPERATIONS = 48
 HEAVIER_OPERATIONS = 64
 """A pair of more than this makes the second tile of a backward spill."""
 
-READ_OPERATIONS, DIVISION_OPERATIONS = 18, 10
+READ_OPERATIONS, DIVISION_OPERATIONS = 21, 10
 """Operations that an element loaded by a predicate and a division in a score count as."""
 
 
