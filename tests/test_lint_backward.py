@@ -28,7 +28,6 @@ SPILLS = {
     ("nats", "sm_100", "dkdv", 128): 16,
     ("block_mask", "sm_100", "dq", 128): 8,
     ("global_tokens", "sm_100", "dq", 128): 8,
-    ("document_prefix_lm", "sm_100", "dq", 64): 24,
 }
 """Where the assembler keeps to 128 registers, for two programs a processor: bytes it spills."""
 NO_MASK = {"softcap"}
