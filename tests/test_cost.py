@@ -25,6 +25,7 @@ from attnc.compiler.driver import load_text, load_zoo
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.classify import classify
 from tests import strategies
 
 WINDOW = "pattern p = { q -> k : 0 <= q - k < 100 }"
@@ -129,7 +130,11 @@ def test_counts_are_those_of_the_dense_mask(text: str, n: int) -> None:
                 part = mask[h, top : top + tile.q, left : left + tile.k]
                 full += bool(part.all())
                 some += bool(part.any())
-    assert (found.counts.full, found.counts.full + found.counts.partial) == (full, some)
+    visited = found.counts.full + found.counts.partial
+    if classify(pattern, tile).widened:  # past its budget: fewer are full, more are visited
+        assert found.counts.full <= full <= some <= visited
+    else:
+        assert (found.counts.full, visited) == (full, some)
 
 
 @pytest.mark.parametrize(
