@@ -1,0 +1,246 @@
+"""Route IR: which units of keys each unit of queries is routed to, by their content.
+
+A route is a function of q ``[B, Hq, nq, D]``, k ``[B, Hkv, nk, D]`` and inputs to a relation of
+units, in three stages: *score* (represent the units of both sides, multiply, normalise, reduce),
+*select* (what competes within a budget, what is kept anyway), *emit* (what a selected pair of units
+means for tokens). All values are bound; ``compiler/route_oracle.py`` defines the meaning in float64.
+
+Each field changes one thing only: grains and ``reduce`` alone change shapes, ``compete`` alone
+changes the pool that one budget is shared in, ``keep`` never changes a score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, TypeAlias
+
+# ------------------------------------------------------------------------------------- score
+
+GrainKind = Literal["token", "block", "cell", "kernel", "last", "head", "cluster"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grain:
+    """The units that one side is seen in. Unit ``u`` holds the tokens ``t`` with ``unit(t) == u``.
+
+    ``token``: each token by itself. ``block``: ``sizes[0]`` tokens in a row; the last block may be
+    shorter. ``cell``: boxes of sides ``sizes`` on the grid of that side, row-major, cut at the
+    border. ``kernel``: windows of ``sizes[0]`` tokens every ``sizes[1]`` tokens, those that fit as
+    a whole (they overlap; for scores only). ``last``: the last ``sizes[0]`` queries, each a row of
+    its own until a ``reduce`` makes one of them that stands for every query of the head. ``head``:
+    all tokens are one unit. ``cluster``: ``sizes[0]`` centroids, which choose tokens themselves.
+    """
+
+    kind: GrainKind
+    sizes: tuple[int, ...] = ()
+
+
+RepKind = Literal["id", "mean", "max", "min", "minmax", "fold", "unit", "external"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rep:
+    """What stands for a unit in the score, a vector (``minmax``: two of them).
+
+    ``id``: the token itself (scores then have token grain, whatever the unit is). ``mean``, ``max``,
+    ``min``: over the tokens of the unit, channel by channel; ``minmax``: both ends. ``fold``:
+    ``size`` tokens in a row, their channels one after the other (``flip``: in reverse order); the
+    score then has a grain of ``size`` tokens. ``unit``: the token divided by its Euclidean norm.
+    ``external``: the input ``input`` is it, ``[B, H, units, D']`` (a learned projection, a PCA, a
+    compressed key), H being 1, Hkv or Hq.
+    ``center``: the mean over all tokens of the side is taken off first (SLA, SageAttention).
+    """
+
+    kind: RepKind
+    size: int = 1
+    flip: bool = False
+    center: bool = False
+    input: str | None = None
+
+
+ScoreKind = Literal["dot", "bound", "relu_heads", "external"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How two representations are compared: a number, float32, for each pair of units.
+
+    ``dot``: their product. ``bound``: ``sum_c max(q_c * kmax_c, q_c * kmin_c)`` of a ``minmax`` key,
+    which no key of the unit exceeds. ``relu_heads``: ``sum_j w_j * relu(q_j . k)`` over index heads
+    ``j``; ``weights`` is the input ``[B, nq, J]``, ``query_rep`` external ``[B, J, nq, D']``,
+    ``key_rep`` external ``[B, 1, nk, D']``. ``external``: the input ``input`` is the score, ``[B,
+    H, query units, key units]`` (``[B, H, tokens]`` for ``members``).
+    ``scale``: a factor; "head_dim" is 1 / sqrt(D). None: 1.
+    """
+
+    kind: ScoreKind
+    scale: Fraction | Literal["head_dim"] | None = None
+    weights: str | None = None
+    input: str | None = None
+
+
+Visible = Literal["past", "completed", "reached", "all"]
+"""Which key units a query unit may score, at the grain of the score.
+
+``past``: the last token of the key unit stands before the first of the query unit. ``completed``:
+it stands no later than the last of the query unit. ``reached``: the first token of the key unit
+stands no later than the last of the query unit. ``all``: every one. What is not visible has score
+-inf, takes no part in a norm, and is never selected (unless kept).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduce:
+    """One step that makes a score coarser (or smoother), in the order written.
+
+    ``cell``: from the grain of the score to that of the selection, both sides, over visible pairs.
+    ``query``: over all query rows (``last``). ``diagonal``: over all pairs of equal ``q - k``
+    (``last``); the key axis then counts distances. ``group``: over the query heads of a KV head.
+    ``heads``: over all heads. ``overlap``: from ``kernel`` windows to key blocks, each window
+    weighted by the share of the block's ``sizes[1]``-token strides that it covers. ``smooth``: a
+    running mean of ``width`` key units, centred, zeros beyond the ends.
+    """
+
+    over: Literal["cell", "query", "diagonal", "group", "heads", "overlap", "smooth"]
+    op: Literal["sum", "mean", "max"] = "sum"
+    width: int = 1
+
+
+# ------------------------------------------------------------------------------------ select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The ``count`` best of a pool; of equals the lowest index first. Fewer visible: all of them."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """The best ``share`` of the visible ones of a pool, rounded down, but ``least`` at least."""
+
+    share: Fraction
+    least: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopP:
+    """The best ones until their sum reaches ``mass`` of the pool's (scores are non-negative).
+
+    ``crossing``: whether the one that reaches it is taken (``in``) or not (``out``); ``least`` are
+    taken at any rate.
+    """
+
+    mass: Fraction
+    crossing: Literal["in", "out"] = "in"
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Above:
+    """Those with a score greater than ``threshold`` (a number, or an input ``[H]`` by name)."""
+
+    threshold: Fraction | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """Those whose score is at most ``difference`` below the row's anchor.
+
+    The anchor of a query unit is the mean over its queries of the largest scaled product with a key
+    that the attention keeps anyway (its static part).
+    """
+
+    difference: Fraction
+
+
+Select: TypeAlias = TopK | Ratio | TopP | Above | Near
+Compete = Literal["row", "column", "head", "all"]
+"""The pool of one budget: the keys of one query unit; the tokens for one centroid or head (expert
+choice); all pairs of a head; all pairs of all heads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Units selected at any rate, where they are reached at all.
+
+    ``own``: those that share a token with the query unit. ``first``: the first ``count``.
+    ``recent``: the ``count`` that end with the own one. ``nearest``: distances below ``count``.
+    ``counted``: they take up the budget, as if their score were largest (of ``TopP`` their own mass
+    is charged first); otherwise they come on top, and do not compete.
+    """
+
+    what: Literal["own", "first", "recent", "nearest"]
+    count: int = 1
+    counted: bool = True
+
+
+# -------------------------------------------------------------------------------------- emit
+
+Emit = Literal["units", "slashes", "members"]
+"""``units``: every query of the query unit may see every key of the key unit (blocks, pages,
+columns, tokens: by the grains). ``slashes``: distances ``q - k``. ``members``: the queries and the
+keys that a centroid, or a head, chose attend among themselves, one softmax for each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A content-dependent relation between tokens: ``(b, h, q, k)`` is in it or not.
+
+    ``widen``: after the selection, so many query units in a row see what any of them selected.
+    ``capacity``: the most key units that a row may have where the selection does not say it (a
+    number, or a share of all key units); ``overflow``: what a row with more does, raise or leave
+    out its lowest scores. None: as many as there are.
+    ``combine``: what members' results become: their mean, or their sum weighted by the score.
+    ``grad``: "none": gradients go through the attended values alone. "weight": the score of a
+    member multiplies its result and learns by it.
+    ``refresh``: how many decode steps a selection serves; 1: each.
+    ``causal``: what the author states of ``is_causal``; None: nothing.
+    """
+
+    name: str
+    query: Grain
+    key: Grain
+    query_rep: Rep
+    key_rep: Rep
+    score: Score
+    visible: Visible
+    norm: Literal["none", "softmax", "minmax"] = "none"
+    reduce: tuple[Reduce, ...] = ()
+    compete: Compete = "row"
+    select: Select
+    keep: tuple[Keep, ...] = ()
+    widen: int = 1
+    emit: Emit = "units"
+    capacity: int | Fraction | None = None
+    overflow: Literal["error", "drop"] = "error"
+    combine: Literal["mean", "score"] = "mean"
+    grad: Literal["none", "weight"] = "none"
+    refresh: int = 1
+    causal: bool | None = None
+    source_text: str = field(default="", compare=False)
+
+    @property
+    def heads(self) -> Literal["query", "kv", "one"]:
+        """Whose selection it is: each query head's, each KV head's, or one for all heads."""
+        over = {step.over for step in self.reduce}
+        if "heads" in over or self.score.kind == "relu_heads":
+            return "one"
+        return "kv" if "group" in over else "query"
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether what a query selects depends on no later token, so that training may use it.
+
+        Blocks of queries pool queries that come after the first of them; budgets that many queries
+        share depend on all of these. An external score or representation is taken as given.
+        """
+        return (
+            self.query.kind == "token"
+            and self.compete == "row"
+            and self.visible in ("past", "completed")
+            and not (self.query_rep.center or self.key_rep.center)
+            and self.widen == 1
+        )
