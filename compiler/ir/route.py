@@ -2,8 +2,8 @@
 
 A route is a function of q ``[B, Hq, nq, D]``, k ``[B, Hkv, nk, D]`` and inputs to a relation of
 units, in three stages: *score* (represent the units of both sides, multiply, normalise, reduce),
-*select* (what competes within a budget, what is kept anyway), *emit* (what a selected pair of units
-means for tokens). All values are bound; ``compiler/route_oracle.py`` defines the meaning in float64.
+*select* (what competes within a budget, what is kept anyway), *emit* (what a selected pair means
+for tokens). All values are bound; ``compiler/route_oracle.py`` defines the meaning in float64.
 
 Each field changes one thing only: grains and ``reduce`` alone change shapes, ``compete`` alone
 changes the pool that one budget is shared in, ``keep`` never changes a score.
@@ -43,8 +43,8 @@ RepKind = Literal["id", "mean", "max", "min", "minmax", "fold", "unit", "externa
 class Rep:
     """What stands for a unit in the score, a vector (``minmax``: two of them).
 
-    ``id``: the token itself (scores then have token grain, whatever the unit is). ``mean``, ``max``,
-    ``min``: over the tokens of the unit, channel by channel; ``minmax``: both ends. ``fold``:
+    ``id``: the token itself (scores then have token grain, whatever the unit is). ``mean``,
+    ``max``, ``min``: over the tokens of the unit, channel by channel; ``minmax``: both. ``fold``:
     ``size`` tokens in a row, their channels one after the other (``flip``: in reverse order); the
     score then has a grain of ``size`` tokens. ``unit``: the token divided by its Euclidean norm.
     ``external``: the input ``input`` is it, ``[B, H, units, D']`` (a learned projection, a PCA, a
@@ -66,8 +66,8 @@ ScoreKind = Literal["dot", "bound", "relu_heads", "external"]
 class Score:
     """How two representations are compared: a number, float32, for each pair of units.
 
-    ``dot``: their product. ``bound``: ``sum_c max(q_c * kmax_c, q_c * kmin_c)`` of a ``minmax`` key,
-    which no key of the unit exceeds. ``relu_heads``: ``sum_j w_j * relu(q_j . k)`` over index heads
+    ``dot``: their product. ``bound``: ``sum_c max(q_c * kmax_c, q_c * kmin_c)`` of a ``minmax``
+    key, which no key of the unit exceeds. ``relu_heads``: ``sum_j w_j * relu(q_j . k)`` over heads
     ``j``; ``weights`` is the input ``[B, nq, J]``, ``query_rep`` external ``[B, J, nq, D']``,
     ``key_rep`` external ``[B, 1, nk, D']``. ``external``: the input ``input`` is the score, ``[B,
     H, query units, key units]`` (``[B, H, tokens]`` for ``members``).
@@ -112,7 +112,7 @@ class Reduce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """The ``count`` best of a pool; of equals the lowest index first. Fewer visible: all of them."""
+    """The ``count`` best of a pool; of equals the lowest index first. Fewer visible: all."""
 
     count: int
 

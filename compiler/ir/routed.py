@@ -62,8 +62,8 @@ class Term:
     """One attention of a gated sum: ``gate * attention(q, keys, values)``.
 
     ``gate``: the input that multiplies its output, ``[B, Hq or 1, nq or 1]``; None: 1. ``keys``:
-    the name of a second key stream: the op takes ``<keys>_k`` and ``<keys>_v``, ``[B, Hkv, K2, D]``;
-    None: k and v.
+    the name of a second key stream, which the op takes as ``<keys>_k`` and ``<keys>_v``, ``[B, Hkv,
+    K2, D]``; None: k and v.
     """
 
     attention: Pattern | Routed
@@ -73,7 +73,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """``out = sum of gate * attention``: each term has a softmax of its own, and there is no lse."""
+    """``out = sum of gate * attention``: each term has its own softmax; there is no lse."""
 
     name: str
     terms: tuple[Term, ...]
