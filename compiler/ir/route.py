@@ -244,3 +244,43 @@ class Route:
             and not (self.query_rep.center or self.key_rep.center)
             and self.widen == 1
         )
+
+    def room(self, units: int) -> int:
+        """Return how many key units a row of the selection has room for, of ``units`` there are.
+
+        What the selection and ``keep`` say by themselves, ``capacity`` where it is stated, and all
+        of them where neither says it. It depends on lengths alone, so results have known shapes.
+        """
+        if self.capacity is not None:
+            stated = self.capacity
+            most = stated if isinstance(stated, int) else -(-stated.numerator * units //
+                                                            stated.denominator)  # fmt: skip
+        elif self.compete != "row" or self.widen > 1 or not isinstance(self.select, TopK | Ratio):
+            most = units
+        else:
+            most = self.chosen(units) + sum(
+                self.kept_units(keep) for keep in self.keep if not keep.counted
+            )
+            counted = sum(self.kept_units(keep) for keep in self.keep if keep.counted)
+            most = max(most, counted)
+        return min(most, units)
+
+    def chosen(self, units: int) -> int:
+        """Return the budget of ``TopK`` or ``Ratio`` in a pool of ``units``."""
+        if isinstance(self.select, TopK):
+            return self.select.count
+        assert isinstance(self.select, Ratio)
+        share = self.select.share
+        return max(units * share.numerator // share.denominator, self.select.least)
+
+    def kept_units(self, keep: Keep) -> int:
+        """Return how many key units a query unit keeps by one clause, at most."""
+        if keep.what != "own":
+            return keep.count
+        if self.query.kind != self.key.kind:
+            return 1 if self.query.kind == "token" else max(self.query.sizes[0], 1)
+        pairs = zip(self.query.sizes, self.key.sizes, strict=True)
+        own = 1
+        for query, key in pairs:
+            own *= 1 if key % query == 0 else -(-query // key) + (query % key != 0)
+        return own
