@@ -17,19 +17,22 @@ from typing import Literal, TypeAlias
 
 # ------------------------------------------------------------------------------------- score
 
-GrainKind = Literal["token", "block", "cell", "kernel", "last", "head", "cluster"]
+GrainKind = Literal["token", "block", "cell", "last", "head", "cluster"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grain:
     """The units that one side is seen in. Unit ``u`` holds the tokens ``t`` with ``unit(t) == u``.
 
-    ``token``: each token by itself. ``block``: ``sizes[0]`` tokens in a row; the last block may be
-    shorter. ``cell``: boxes of sides ``sizes`` on the grid of that side, row-major, cut at the
-    border. ``kernel``: windows of ``sizes[0]`` tokens every ``sizes[1]`` tokens, those that fit as
-    a whole (they overlap; for scores only). ``last``: the last ``sizes[0]`` queries, each a row of
-    its own until a ``reduce`` makes one of them that stands for every query of the head. ``head``:
-    all tokens are one unit. ``cluster``: ``sizes[0]`` centroids, which choose tokens themselves.
+    ``token``: each token by itself. ``block``: ``sizes[0]`` tokens in a row, counted from the first
+    of its side; the last block may be shorter. ``cell``: boxes of sides ``sizes`` on the grid of
+    that side, row-major, cut at the border. ``last`` (queries): the last ``sizes[0]`` queries, or
+    all if there are fewer, each a row of its own until a ``reduce`` over ``query`` or ``diagonal``
+    makes one of them that stands for every query of the head. ``head``: all tokens are one unit.
+    ``cluster`` (queries): ``sizes[0]`` centroids, which choose tokens of both sides themselves.
+
+    Where a token *stands* (``visible``, ``own``, distances): key j at j, query i where ``align`` of
+    the pattern puts it, at i or at i + nk - nq.
     """
 
     kind: GrainKind
@@ -43,13 +46,17 @@ RepKind = Literal["id", "mean", "max", "min", "minmax", "fold", "unit", "externa
 class Rep:
     """What stands for a unit in the score, a vector (``minmax``: two of them).
 
-    ``id``: the token itself (scores then have token grain, whatever the unit is). ``mean``,
-    ``max``, ``min``: over the tokens of the unit, channel by channel; ``minmax``: both. ``fold``:
-    ``size`` tokens in a row, their channels one after the other (``flip``: in reverse order); the
-    score then has a grain of ``size`` tokens. ``unit``: the token divided by its Euclidean norm.
-    ``external``: the input ``input`` is it, ``[B, H, units, D']`` (a learned projection, a PCA, a
-    compressed key), H being 1, Hkv or Hq.
+    ``id``: the token itself (scores then have token grain, whatever the unit is). ``unit``: the
+    token divided by its Euclidean norm (0 stays 0), at token grain too. ``mean``, ``max``, ``min``:
+    over the tokens of the unit, channel by channel; ``minmax``: both. ``fold``: ``size`` tokens in
+    a row, their channels one after the other (``flip``: the tokens in reverse order), tokens past
+    the end being 0; the score then has a grain of ``size`` tokens. ``external``: the input
+    ``input`` is it, ``[B, H, units, D']`` (a learned projection, a PCA, a compressed key), H being
+    1, Hkv or Hq.
     ``center``: the mean over all tokens of the side is taken off first (SLA, SageAttention).
+    ``window`` (keys): what is represented are not the units but windows of ``window[0]`` tokens
+    every ``window[1]`` tokens, those that fit as a whole; the score has their grain until a
+    ``reduce`` over ``overlap`` makes units of them (NSA, InfLLM-v2).
     """
 
     kind: RepKind
@@ -57,6 +64,7 @@ class Rep:
     flip: bool = False
     center: bool = False
     input: str | None = None
+    window: tuple[int, int] | None = None
 
 
 ScoreKind = Literal["dot", "bound", "relu_heads", "external"]
@@ -70,12 +78,15 @@ class Score:
     key, which no key of the unit exceeds. ``relu_heads``: ``sum_j w_j * relu(q_j . k)`` over heads
     ``j``; ``weights`` is the input ``[B, nq, J]``, ``query_rep`` external ``[B, J, nq, D']``,
     ``key_rep`` external ``[B, 1, nk, D']``. ``external``: the input ``input`` is the score, ``[B,
-    H, query units, key units]`` (``[B, H, tokens]`` for ``members``).
-    ``scale``: a factor; "head_dim" is 1 / sqrt(D). None: 1.
+    H, query units or 1, key units]`` (``[B, H, tokens]`` for ``members``), H being 1, Hkv or Hq.
+    ``scale``: a factor; "head_dim" is 1 / sqrt(D), D being the channels of q. None: 1. ``divisor``
+    divides it further (XAttention: by the tokens folded).
+    A score that is not finite is refused.
     """
 
     kind: ScoreKind
     scale: Fraction | Literal["head_dim"] | None = None
+    divisor: int = 1
     weights: str | None = None
     input: str | None = None
 
@@ -86,20 +97,30 @@ Visible = Literal["past", "completed", "reached", "all"]
 ``past``: the last token of the key unit stands before the first of the query unit. ``completed``:
 it stands no later than the last of the query unit. ``reached``: the first token of the key unit
 stands no later than the last of the query unit. ``all``: every one. What is not visible has score
--inf, takes no part in a norm, and is never selected (unless kept).
+-inf, takes no part in a norm or reduce, and is never selected (unless kept). After a reduce, what
+any visible pair went into is visible.
+"""
+
+Norm = Literal["none", "softmax", "minmax"]
+"""What is made of scores before they are reduced, over what is visible.
+
+``softmax``: over the keys of a row. ``minmax``: ``(s - least) / (largest - least)`` over the pool
+that ``compete`` says; 1 where all are equal.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduce:
-    """One step that makes a score coarser (or smoother), in the order written.
+    """One step that makes a score coarser (or smoother), in the order written, over visible pairs.
 
-    ``cell``: from the grain of the score to that of the selection, both sides, over visible pairs.
-    ``query``: over all query rows (``last``). ``diagonal``: over all pairs of equal ``q - k``
-    (``last``); the key axis then counts distances. ``group``: over the query heads of a KV head.
-    ``heads``: over all heads. ``overlap``: from ``kernel`` windows to key blocks, each window
-    weighted by the share of the block's ``sizes[1]``-token strides that it covers. ``smooth``: a
-    running mean of ``width`` key units, centred, zeros beyond the ends.
+    ``cell``: from the grain of the score to that of the selection, both sides. ``query``: over all
+    query rows (``last``). ``diagonal``: over all pairs of equal ``q - k`` (``last``); the key axis
+    then counts distances, 0 to nk - 1. ``group``: over the query heads of a KV head. ``heads``:
+    over all heads. ``overlap``: from the windows of ``key_rep`` to key blocks, over the windows
+    that share a stride (``window[1]`` tokens, which divide both) with the block; a sum counts a
+    window once for each stride shared, and a mean is that sum by the strides counted. ``smooth``:
+    running, over ``width`` key units (odd), centred; what is beyond the ends or not visible is 0
+    and counts; visible stays what was.
     """
 
     over: Literal["cell", "query", "diagonal", "group", "heads", "overlap", "smooth"]
@@ -112,14 +133,21 @@ class Reduce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """The ``count`` best of a pool; of equals the lowest index first. Fewer visible: all."""
+    """The best of a pool, ``count`` for each row it has; of equals the lowest index first.
+
+    A pool of one row (``compete`` "row", "column") has a budget of ``count``, the pool of a head
+    ``count`` times its query units, of all heads that times the heads. Fewer visible: all.
+    """
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The best ``share`` of the visible ones of a pool, rounded down, but ``least`` at least."""
+    """The best ``share`` of those that compete in a pool, rounded down, but ``least`` at least.
+
+    Those that compete are the visible ones and the counted kept ones, without the other kept ones.
+    """
 
     share: Fraction
     least: int = 1
@@ -127,10 +155,12 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopP:
-    """The best ones until their sum reaches ``mass`` of the pool's (scores are non-negative).
+    """The best ones until their sum reaches ``mass`` of the pool's (negative scores are refused).
 
-    ``crossing``: whether the one that reaches it is taken (``in``) or not (``out``); ``least`` are
-    taken at any rate.
+    The sum begins with the counted kept ones (0 where they are not visible). ``crossing``: whether
+    the one that reaches it is taken (``in``: taken while the sum before it is less) or not
+    (``out``: while the sum with it is less). ``least`` of those not kept are taken at any rate, as
+    far as there are so many. A mass of 1 takes all.
     """
 
     mass: Fraction
@@ -149,8 +179,9 @@ class Above:
 class Near:
     """Those whose score is at most ``difference`` below the row's anchor.
 
-    The anchor of a query unit is the mean over its queries of the largest scaled product with a key
-    that the attention keeps anyway (its static part).
+    The anchor of a query unit is the mean over its queries of the largest product, scaled as the
+    score is, with a key that the attention keeps anyway (``Routed.kept``). Queries without such a
+    key do not count; where no query has one, all that is visible is selected.
     """
 
     difference: Fraction
@@ -158,18 +189,23 @@ class Near:
 
 Select: TypeAlias = TopK | Ratio | TopP | Above | Near
 Compete = Literal["row", "column", "head", "all"]
-"""The pool of one budget: the keys of one query unit; the tokens for one centroid or head (expert
-choice); all pairs of a head; all pairs of all heads."""
+"""The pool of one budget: the keys of one query unit; the query units of one key unit, or for
+``members`` the tokens for one centroid or head (expert choice); all pairs of a head; all pairs of
+all heads of a batch item. The lowest index is that of the pool in row-major order: head, query,
+key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
     """Units selected at any rate, where they are reached at all.
 
-    ``own``: those that share a token with the query unit. ``first``: the first ``count``.
-    ``recent``: the ``count`` that end with the own one. ``nearest``: distances below ``count``.
+    ``own``: those that hold a place where a token of the query unit stands (for a row of ``last``:
+    any of these queries). ``first``: the first ``count``. ``recent``: the ``count`` that end with
+    the last own one. ``nearest``: distances below ``count``. Reached: under ``visible`` "all" every
+    unit, else those whose first token stands no later than the last of the query unit.
     ``counted``: they take up the budget, as if their score were largest (of ``TopP`` their own mass
-    is charged first); otherwise they come on top, and do not compete.
+    is charged first); otherwise they come on top, and do not compete. Kept ones beyond the budget
+    stay.
     """
 
     what: Literal["own", "first", "recent", "nearest"]
@@ -190,10 +226,12 @@ class Route:
     """A content-dependent relation between tokens: ``(b, h, q, k)`` is in it or not.
 
     ``widen``: after the selection, so many query units in a row see what any of them selected.
-    ``capacity``: the most key units that a row may have where the selection does not say it (a
-    number, or a share of all key units); ``overflow``: what a row with more does, raise or leave
-    out its lowest scores. None: as many as there are.
-    ``combine``: what members' results become: their mean, or their sum weighted by the score.
+    ``capacity``: the most key units that a (widened) row may have where the selection does not say
+    it (a number, or a share of all key units, rounded up); ``overflow``: what a row with more does,
+    raise or leave out its lowest scores (the largest of the rows widened counts; kept ones last;
+    of equals the highest index first). None: as many as there are.
+    ``combine``: what members' results become: their mean over the members that chose the query
+    (one in which it sees no key counts, with 0), or their sum weighted by the score of the query.
     ``grad``: "none": gradients go through the attended values alone. "weight": the score of a
     member multiplies its result and learns by it.
     ``refresh``: how many decode steps a selection serves; 1: each.
@@ -207,7 +245,7 @@ class Route:
     key_rep: Rep
     score: Score
     visible: Visible
-    norm: Literal["none", "softmax", "minmax"] = "none"
+    norm: Norm = "none"
     reduce: tuple[Reduce, ...] = ()
     compete: Compete = "row"
     select: Select

@@ -17,11 +17,11 @@ from attnc.compiler.ir.route import Route
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteInput:
-    """A tensor that a route reads at the call; it has a batch dimension (1: shared by all).
+    """A tensor that a route reads at the call; a batch dimension may be 1, shared by all.
 
-    ``role``: "q rep" ``[B, H, query units, D']``, "k rep" ``[B, H, key units, D']``, "score" ``[B,
-    H, query units, key units]`` or ``[B, H, tokens]`` (members), "weights" ``[B, nq, J]``,
-    "centroids" ``[H, C, D]``, "threshold" ``[H]``. H is 1, Hkv or Hq.
+    ``role``: "q rep" ``[B, H, query units, D']``, "k rep" ``[B, H, key units or windows, D']``,
+    "score" ``[B, H, query units or 1, key units]`` or ``[B, H, tokens]`` (members), "weights" ``[B,
+    nq, J]``, "centroids" ``[H, C, D]``, "threshold" ``[H]``. H is 1, Hkv or Hq.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Routed:
     ``base``: what every attended pair meets; it carries the name, heads, spaces, inputs, score
     terms, sink and scale. ``kept``: the pairs attended at any rate, inside ``base`` (its body is
     False where there are none). ``routes``: each adds pairs inside ``base``; a pair that several
-    choose counts once. A route that emits ``members`` stands alone, and ``kept`` is empty.
+    choose counts once. A route that emits ``members`` stands alone, and ``kept`` is empty; its
+    result is no softmax over a row, so it has no log-sum-exp.
     """
 
     base: Pattern
