@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.routes.zoo_ir import Shape, whole
+from tests.routes.cases import Shape, whole
 
 Floats = NDArray[np.float64]
 QKV = tuple[Floats, Floats, Floats]

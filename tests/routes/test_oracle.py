@@ -9,8 +9,9 @@ import pytest
 
 from attnc.compiler import route_oracle as oracle
 from attnc.compiler.ir.routed import Routed
+from tests.routes.cases import CASES
 from tests.routes.data import exact, real
-from tests.routes.zoo_ir import CASES, moba, seer, static, xattention
+from tests.routes.zoo_ir import moba, seer, static, xattention
 
 
 @pytest.mark.parametrize("name", CASES)
