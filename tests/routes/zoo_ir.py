@@ -110,11 +110,13 @@ def nsa(
     )  # fmt: skip
 
 
-def infllm_v2(tokens: int = 8, top: int = 4, recent: int = 2) -> Routed:
+def infllm_v2(
+    tokens: int = 8, top: int = 4, recent: int = 2, window: tuple[int, int] = (4, 2)
+) -> Routed:
     """InfLLM-v2: as NSA, without weights: the largest window of a block, after the group's sum."""
     route = Route(
         name="infllm", query=TOKEN, key=block(tokens), query_rep=ID,
-        key_rep=Rep(kind="mean", window=(4, 2)), score=SCALED, visible="completed", norm="softmax",
+        key_rep=Rep(kind="mean", window=window), score=SCALED, visible="completed", norm="softmax",
         reduce=(Reduce(over="group"), Reduce(over="overlap", op="max")), select=TopK(count=top),
         keep=(Keep(what="first"), Keep(what="recent", count=recent)),
     )  # fmt: skip
