@@ -405,6 +405,7 @@ def compile(
     cpu_tile: TileLike | None = None,
     align: str = "top-left",
     orders: str | Sequence[int] = "auto",
+    bias: str = "auto",
     folder: str | Path | None = None,
     cache: bool = True,
 ) -> Op:
@@ -428,6 +429,7 @@ def compile(
         orders: the token orders that disjoint parts of the pattern may take: what pays ("auto"),
             none but the natural one ("natural"), or residue classes, as ``(1, 64)``: what lies at
             multiples of 64 runs in classes of tokens 64 apart. The mask is the same.
+        bias: how score terms are added: by cost, "add" pair by pair, "fold" key by key.
         folder: also write the module there, as ``<folder>/<pattern>.py``.
         cache: look the module up on disk, and keep it there (``ATTNC_CACHE_DIR``).
     Raises: ValueError for a wrong option, CompileError where the pattern does not fit it,
@@ -446,7 +448,7 @@ def compile(
 
     chosen = options(
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
-        cpu_tile=cpu_tile, align=align, orders=orders,
+        cpu_tile=cpu_tile, align=align, orders=orders, bias=bias,
     )
     op = compile_pattern(p.ir, chosen, folder=folder, keep=cache)
     op.pattern = p

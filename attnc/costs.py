@@ -39,6 +39,7 @@ class Costed:
         queries: int = 1,
         tile: AnyTileLike | None = None,
         orders: str | Sequence[int] = "auto",
+        bias: str = "auto",
         inputs: Mapping[str, object] | None = None,
         extents: Mapping[str, int] | None = None,
     ) -> Prediction:
@@ -54,11 +55,12 @@ class Costed:
             work: "forward", "backward" (that alone), or "decode": a step of ``queries`` last
                 queries against a cache of ``n`` keys.
             tile, inputs, extents: as for ``blocks``.
-            orders: as for ``attnc.compile``.
+            orders, bias: as for ``attnc.compile``.
         Raises: ValueError for a wrong option, CompileError where an input is missing.
         """
         given = self._given("cost", n, nq, nk, inputs, extents, None)  # type: ignore[attr-defined]
         from attnc.compiler.ir import pattern as pat
+        from attnc.compiler.passes.bias_fold import read_bias
         from attnc.compiler.passes.token_order import read_orders
         from attnc.runtime.options import as_any_tiling, as_dtype
 
@@ -73,7 +75,7 @@ class Costed:
             head_dim=head_dim, value_dim=value_dim, dtype=as_dtype(dtype), device=device,
             work=work, queries=queries,
             tile=None if tile is None else "boxes" if tile == "boxes" else as_any_tiling(tile),
-            orders=read_orders(orders),
+            orders=read_orders(orders), bias=read_bias(bias),
         )
         return predict_on(ir, asked, data)
 

@@ -19,7 +19,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir import score_derivative as sd
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import LoopPlan
+from attnc.compiler.ir.plan import ForwardPlan, LoopPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ class KernelTerms:
     ``head`` is the name of the head of the mask, ``there`` the test that tokens of a tile exist,
     ``masks`` the test of each mask class in use, ``score`` the scores times log2(e) ("": the scaled
     product), ``by_dot`` of a backward kernel the score's derivative by that product ("": 1),
+    ``of_row`` what joins the log-sum-exps of a folded score ("": nothing),
     ``sink`` the sink's logit times log2(e), ``learned`` what is added for each of the elements it
     was made for, ``once`` the lines in front of the loop,
     ``early`` those in front of a tile's product: loads of the score, and of masks that load an
@@ -121,10 +122,15 @@ class KernelTerms:
                 self.there = f"{self.sides.column}_there[None, :]"
             names |= coordinate_names(plan.boxes, self.sides.row, self.sides.column)
             places |= coordinate_ranges(plan.boxes)
+        fold = plan.fold if isinstance(plan, ForwardPlan) else None
+        if fold is not None:
+            names, places = {**names, "q0": "q_middle"}, {**places, "q0": places["q"]}
         self._token = TritonDialect({**names, "h": self.head}, {**places, **ranges}, inputs)
         scores = TritonScore(self._token)
         self.sink = "" if pattern.sink is None or backward else scores.once(pattern.sink)
-        self.score = "" if pattern.score is None else self._score(scores, pattern.score)
+        self.of_row = "" if fold is None else scores.at_end(fold.of_row)
+        score = pattern.score if fold is None else fold.score
+        self.score = "" if score is None else self._score(scores, score)
         self.by_dot = ""
         if pattern.score is not None and backward and not learned:
             slope = sd.derivative(pattern.score).dot

@@ -126,6 +126,10 @@ class TritonScore:
         """Return the text of ``expr`` itself."""
         return self._real(times(expr), Level.COMPARE, hoist=True)
 
+    def at_end(self, expr: sc.RealExpr) -> str:
+        """Return the text of ``expr`` itself, which is the same for all keys: behind the loop."""
+        return self._real(times(expr), Level.COMPARE, hoist=False)
+
     def once(self, expr: sc.RealExpr) -> str:
         """Return the text of ``expr`` times log2(e), which is the same for all keys."""
         return self._real(times(expr, LOG2_E), Level.COMPARE, hoist=False)

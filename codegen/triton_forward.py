@@ -207,6 +207,8 @@ class ForwardKernel:
             out.line("lane = tl.arange(0, BQ)[:, None]")
             for line in token_lines("q", plan.boxes.queries, row=True):
                 out.line(line)
+        if self.terms.of_row:
+            out.line("q_middle = qb * BQ + BQ // 2  # where terms of query and key are taken")
         out.line("span = tl.arange(0, BK)")
         mask = self.inside if plan.head_dim == padded(plan.head_dim) else (
             f"({self.inside}) & (dims[None, :] < D)"
@@ -324,12 +326,20 @@ class ForwardKernel:
         out.line("empty = total == 0.0")
         out.line("total = tl.where(empty, 1.0, total)")
         out.line("lse = (top + tl.math.log2(total)) * 0.6931471805599453")
+        if self.terms.of_row:
+            out.comment("What each query adds to all of its scores.")
+            out.line(
+                f"lse += tl.reshape(tl.zeros([BQ, 1], tl.float32) + {self.terms.of_row}, [BQ])"
+            )
         out.line('lse = tl.where(empty, float("-inf"), lse)')
         lse_row, out_row = self.places()
         out.line(f"tl.store(Lse + {lse_row}, tl.reshape(lse, [BQ, 1]), mask={self.inside})")
         mask = self.inside if dv_pad == "DV" else (
             f"({self.inside}) & (value_dims[None, :] < DV)"
         )
+        if self.terms.of_row:
+            out.comment("One that adds -inf has no key either.")
+            out.line('accumulated = tl.where((lse == float("-inf"))[:, None], 0.0, accumulated)')
         out.line("result = (accumulated / total[:, None]).to(Out.dtype.element_ty)")
         place = f"Out + {out_row} * DV + value_dims[None, :]"
         out.call("tl.store(", [place, "result", f"mask={mask}"])

@@ -10,6 +10,7 @@ from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Align, Pattern
 from attnc.compiler.ir.plan import TARGETS, Plan, Target
+from attnc.compiler.passes.bias_fold import Bias, read_bias
 from attnc.compiler.passes.token_order import Orders, OrdersLike, read_orders
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -35,6 +36,7 @@ class Options:
     cpu_tile: Tiling | None
     align: Align = "top-left"
     orders: Orders = "auto"
+    bias: Bias = "auto"
 
     def plan(self, pattern: Pattern) -> Plan:
         """Decide everything about the kernels of a pattern."""
@@ -43,7 +45,7 @@ class Options:
         return build_plan(
             pattern, head_dim=self.head_dim, value_dim=self.value_dim, dtype=self.dtype,
             target=self.target, tile=self.tile, cpu_tile=self.cpu_tile, orders=self.orders,
-            backward=True,
+            bias=self.bias, backward=True,
         )
 
 
@@ -57,6 +59,7 @@ def options(
     cpu_tile: TileLike | None,
     align: str = "top-left",
     orders: OrdersLike = "auto",
+    bias: object = "auto",
 ) -> Options:
     """Check the options of a compilation and fill in what was left out.
 
@@ -83,6 +86,7 @@ def options(
         cpu_tile=None if cpu_tile is None else as_tiling(cpu_tile, "cpu_tile"),
         align=cast(Align, align),
         orders=read_orders(orders),
+        bias=read_bias(bias),
     )
 
 

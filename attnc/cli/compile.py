@@ -47,6 +47,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
+    bias: str,
     heads: int | None,
     layer: int | None,
     output: Path,
@@ -74,7 +75,7 @@ def command(
     if lint and picked:
         tile, dropped = clean_tile(pattern, head_dim, value_dim, dtype, target)
     plan = plan_for(
-        pattern, head_dim, value_dim, dtype, target, tile, orders=orders, backward=True
+        pattern, head_dim, value_dim, dtype, target, tile, orders=orders, bias=bias, backward=True
     )
     if lint and picked:
         plan, more = with_clean_backward(plan)

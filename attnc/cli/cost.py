@@ -98,6 +98,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
+    bias: str,
     heads: int | None,
     kv_heads: int | None,
     batch: int,
@@ -140,7 +141,7 @@ def command(
     def at(nq: int, nk: int) -> Setting:
         return setting_of(
             pattern, nq, nk, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim,
-            value_dim=value_dim, dtype=dtype, device=device, tile=tile, orders=orders,
+            value_dim=value_dim, dtype=dtype, device=device, tile=tile, orders=orders, bias=bias,
             queries=queries or 1,
             work="decode" if decode else "backward" if backward else "forward",
         )

@@ -53,6 +53,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
+    bias: str,
     heads: int | None,
     inputs: dict[str, object],
     shape: OpenShape | None,
@@ -102,7 +103,7 @@ def command(
             from attnc.cli.planning import plan_for
 
             plan = plan_for(
-                pattern, head_dim, value_dim, dtype, target, tile, orders=orders,
+                pattern, head_dim, value_dim, dtype, target, tile, orders=orders, bias=bias,
                 backward=stage == "plan",
             )
             if explain:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def plan_for(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object,
-    *, orders: Any = "auto", backward: bool = False,
+    *, orders: Any = "auto", bias: Any = "auto", backward: bool = False,
 ) -> Plan:
     """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile.
 
-    ``orders``: as ``token_order.read_orders`` returns them. ``backward``: with the kernels of the
-    backward.
+    ``orders``: as ``token_order.read_orders`` returns them. ``bias``: one of its choices.
+    ``backward``: with the kernels of the backward.
     """
     from attnc.compiler.ir.blockmask import Tiling
     from attnc.compiler.ir.gridmask import BoxTiling
@@ -49,6 +49,7 @@ def plan_for(
             tile=None if on_cpu else cast(Any, tile),
             cpu_tile=cast(Tiling | None, tile) if on_cpu else None,
             orders=orders,
+            bias=bias,
             backward=backward,
         )
     except ValueError as wrong:

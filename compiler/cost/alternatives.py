@@ -54,6 +54,8 @@ def alternatives(
     settings = [replace(setting, tile=tile) for tile in asked]
     if setting.orders == "auto":
         settings.append(replace(setting, orders="natural"))
+    if setting.bias == "auto" and pattern.score is not None:
+        settings.append(replace(setting, bias="add"))
     found: list[Alternative] = []
     for other_setting in settings:
         other = predict(pattern, other_setting, given)

@@ -244,7 +244,7 @@ def predict_cpu(
         raise ValueError("the CPU executor walks no boxes; write queries x keys, such as 32x32")
     plan = build_plan(
         pattern, head_dim=setting.head_dim, value_dim=setting.value_dim, cpu_tile=setting.tile,
-        orders=setting.orders,
+        orders=setting.orders, bias=setting.bias,
     ).cpu
     executor = executor_of(plan)
     prices = {name: calibration.prices.get((name, setting.dtype)) for name in (executor, "dense")}

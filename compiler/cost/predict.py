@@ -17,7 +17,8 @@ from attnc.compiler.counts import count_forward
 from attnc.compiler.ir.blockmask import Counts, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import LoopPlan
+from attnc.compiler.ir.plan import ForwardPlan, LoopPlan
+from attnc.compiler.passes.bias_fold import Bias
 from attnc.compiler.passes.build_plan import build_plan
 from attnc.compiler.passes.tiles import DType
 from attnc.compiler.passes.token_order import Orders
@@ -34,7 +35,8 @@ AnyTiling: TypeAlias = "Tiling | BoxTiling | Literal['boxes'] | None"
 class Setting:
     """What is run, and on what. Units: lengths in tokens; ``queries`` those of a decode step.
 
-    ``tile`` and ``orders`` are as for ``build_plan``; a backward on a GPU has the natural order.
+    ``tile``, ``orders`` and ``bias`` are as for ``build_plan``; a backward on a GPU has the
+    natural order.
     """
 
     nq: int
@@ -50,6 +52,7 @@ class Setting:
     queries: int = 1
     tile: AnyTiling = None
     orders: Orders = "auto"
+    bias: Bias = "auto"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -182,7 +185,7 @@ def predict(
     plan = build_plan(
         pattern, head_dim=setting.head_dim, value_dim=setting.value_dim, dtype=setting.dtype,
         target=device.target, tile=setting.tile,
-        orders=setting.orders if setting.work == "forward" else "natural",
+        orders=setting.orders if setting.work == "forward" else "natural", bias=setting.bias,
         backward=setting.work == "backward",
     )
     counts = count_forward(plan, setting.nq, setting.nk, data)
@@ -263,7 +266,8 @@ def _kernel(
     )
     tiling = sides if loop.boxes is None else loop.boxes.tiling
     return KernelCost(
-        name=name, plan=f"tile {tiling}, {loop.warps} warps, {loop.stages} stages, {loop.form}",
+        name=name, plan=f"tile {tiling}, {loop.warps} warps, {loop.stages} stages, {loop.form}"
+        + (", biases folded" if isinstance(loop, ForwardPlan) and loop.fold else ""),
         rows=rows.number, tiles=rows.visited, workers=rates.workers, cost=cost,
     )
 

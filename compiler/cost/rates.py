@@ -23,7 +23,8 @@ from attnc.compiler.cost.fits import (
 from attnc.compiler.cost.simulate import Rates
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import Tiling
-from attnc.compiler.ir.plan import LoopPlan
+from attnc.compiler.ir.plan import ForwardPlan, LoopPlan
+from attnc.compiler.passes.bias_fold import pair_terms
 from attnc.compiler.passes.tiles import DType, padded
 
 Kernel: TypeAlias = Literal["forward", "dq", "dkdv", "dv", "dk"]
@@ -58,16 +59,18 @@ def generated(device: Device, loop: LoopPlan, kernel: Kernel) -> Rates:
     return tile_rates(
         device, kernel, loop.tiling, head_dim=loop.head_dim, value_dim=loop.value_dim,
         dtype=loop.dtype, operations=tuple(map(pair_operations, loop.masks)),
+        score=score_operations(loop),
     )
 
 
 def tile_rates(
     device: Device, kernel: Kernel, tile: Tiling, *, head_dim: int, value_dim: int, dtype: DType,
-    operations: tuple[int, ...] = (),
+    operations: tuple[int, ...] = (), score: int = 0,
 ) -> Rates:
     """Return the rates of a tile, the side of the rows first, without a plan: for a search.
 
-    Args: ``operations`` of the check of each mask class, as ``pair_operations`` counts them.
+    Args: ``operations`` of the check of each mask class, as ``pair_operations`` counts them, and
+        those of the ``score``.
     Units: microseconds. Nothing of attnc has been timed on a GPU: the efficiency is that of a
     published kernel of the same kind (``fits.py``).
     """
@@ -75,7 +78,7 @@ def tile_rates(
     scores = tile.q * tile.k
     per_clock = device.plain_flops if dtype == "fp32" else device.matrix_flops
     matrix = flops_of(kernel, *dims) * scores / per_clock
-    issue = ISSUE[kernel] * scores
+    issue = (ISSUE[kernel] + ISSUE_CHECK * score) * scores
     if kernel == "forward":
         issue += ISSUE_OUTPUT * tile.q * dims[1]
     softmax = max(scores / device.exponentials, issue)
@@ -90,6 +93,13 @@ def tile_rates(
         tile_us=cycles / device.clock_mhz / TRITON_EFFICIENCY, row_us=TRITON_ROW_US, shares=shares,
         factors=(1.0, *(1 + check / cycles for check in checks)), workers=device.units,
     )
+
+
+def score_operations(loop: LoopPlan) -> int:
+    """Count what a kernel does for each pair to make its score of the product."""
+    fold = loop.fold if isinstance(loop, ForwardPlan) else None
+    score = loop.block_mask.pattern.score if fold is None else fold.score
+    return 0 if score is None else pair_terms(score)
 
 
 def pair_operations(check: ex.BoolExpr) -> int:

@@ -13,6 +13,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.gridmask import GridMask
 from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.score import RealExpr
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -88,8 +89,24 @@ class LoopPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BiasFold:
+    """A score for all queries of a tile, taken at ``q0``, the one in the middle.
+
+    What each query adds to it, whatever the key, is ``of_row``: it joins the row's log-sum-exp.
+    """
+
+    score: RealExpr
+    of_row: RealExpr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardPlan(LoopPlan):
-    """The forward kernel: rows are query tiles; a row makes its outputs and log-sum-exps."""
+    """The forward kernel: rows are query tiles; a row makes its outputs and log-sum-exps.
+
+    ``fold``: what stands for the pattern's score in its loop (None: the score itself).
+    """
+
+    fold: BiasFold | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from attnc.compiler.ir import expr as ex
@@ -20,6 +21,7 @@ from attnc.compiler.ir.plan import (
     TilePart,
 )
 from attnc.compiler.passes import cpu_tiles, tiles
+from attnc.compiler.passes.bias_fold import Bias, fold_bias
 from attnc.compiler.passes.build_backward import build_backward
 from attnc.compiler.passes.classify_grid import classify_grid
 from attnc.compiler.passes.cpu_boxes import MAX_PIECES
@@ -42,6 +44,7 @@ def build_plan(
     tile: Tiling | BoxTiling | Literal["boxes"] | None = None,
     cpu_tile: Tiling | None = None,
     orders: Orders = "auto",
+    bias: Bias = "auto",
     backward: bool = False,
 ) -> Plan:
     """Decide everything codegen needs.
@@ -50,7 +53,8 @@ def build_plan(
     256), and ``cpu_tile`` the executor's. Boxes of a grid are for the GPU's kernels: those given,
     or the best of as many tokens as its tile ("boxes"). Unasked, a kernel takes boxes where they
     are better than tiles of the flat order. ``orders``: the token orders that parts of the pattern
-    may take. ``backward``: plan its kernels as well, which about doubles the work of isl.
+    may take. ``bias``: whether separable terms of a score are folded. ``backward``: plan its
+    kernels as well, which about doubles the work of isl.
     Raises: ValueError if a tile side or head dim cannot be served.
     """
     value_dim = head_dim if value_dim is None else value_dim
@@ -78,6 +82,10 @@ def build_plan(
     )
     if tile is None:
         boxes = better(pattern, choice.tiling, block_mask, tested=data is not None)
+    if boxes is None:
+        forward = replace(forward, fold=fold_bias(pattern, forward.tiling.q, dtype, bias))
+    elif bias == "fold":
+        raise ValueError("bias 'fold': kernels on boxes of a grid add biases pair by pair")
     kernel = forward if boxes is None else on_boxes(forward, boxes)
     back = build_backward(kernel, tile) if backward else None
     cpu = build_cpu(
@@ -130,6 +138,11 @@ def _notes(
         notes.append(f"one table, built on the device {made}")
         notes += why
     notes.append(f"rows are launched {forward.row_order}")
+    if forward.fold is not None:
+        notes.append(
+            "separable terms of the score are added key by key in the forward, for the middle query"
+            " of a tile, and what is left once a row; the backward adds them pair by pair"
+        )
     notes += [f"widened: {note}" for note in mask.widened]
     return tuple(notes)
 
