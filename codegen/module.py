@@ -26,7 +26,7 @@ from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.codegen.triton_parts import emit_part_kernels
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan, DistancePart, ForwardPlan, Plan
+from attnc.compiler.ir.plan import CpuPlan, DistancePart, ForwardPlan, Plan
 
 _RULE = 100
 _HASH_DIGITS = 12
@@ -112,20 +112,11 @@ def emit_module(plan: Plan) -> str:
     """
     digest = plan_hash(plan)
     checks, registration = contract()
-    kernels, launch = _forward(plan)
-    executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
     inputs = emit_inputs(plan.pattern)
-    tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
-    backward = emit_backward(plan) if plan.backward else _NO_GPU_BACKWARD
     sections = [
         ("Checks", checks),
         ("Arguments of the pattern", inputs),
-        ("GPU kernel", kernels),
-        ("Bounds of both executors", used_helpers(inputs + tiles + launch + backward + executor)),
-        ("Tiles of a call", tiles),
-        ("GPU launch", launch),
-        ("GPU backward", backward),
-        ("CPU executor", executor),
+        *executors(plan, inputs),
         ("Registration", registration),
     ]
     imports, bodies, defined = hoist_imports(sections)
@@ -145,6 +136,22 @@ def emit_module(plan: Plan) -> str:
     )
     ast.parse(text)
     return text
+
+
+def executors(plan: Plan, beside: str) -> list[tuple[str, str]]:
+    """Print what runs a plan, as titled sections; ``beside`` is other text that needs helpers."""
+    kernels, launch = _forward(plan)
+    executor = emit_cpu(plan.cpu).replace(HOST_HELPERS.strip(), "")  # those used stand once, above
+    tiles = emit_tiles(plan.cpu) if needs_table(plan) else ""
+    backward = emit_backward(plan) if plan.backward else _NO_GPU_BACKWARD
+    return [
+        ("GPU kernel", kernels),
+        ("Bounds of both executors", used_helpers(beside + tiles + launch + backward + executor)),
+        ("Tiles of a call", tiles),
+        ("GPU launch", launch),
+        ("GPU backward", backward),
+        ("CPU executor", executor),
+    ]
 
 
 def _forward(plan: Plan) -> tuple[str, str]:
@@ -261,12 +268,8 @@ def _cpu_line(cpu: CpuPlan) -> str:
         box = "x".join(map(str, cpu.boxes.tiling.query))
         return f"boxes of {box} queries, each with the keys that it needs"
     if cpu.parts:
-        classes = [str(part.modulus) for part in cpu.parts if isinstance(part, CpuPart)]
-        said = [f"tile {cpu.tiling}, parts in classes of {', '.join(classes)}"] if classes else []
-        for part in cpu.parts:
-            if isinstance(part, CpuDistances):
-                said.append(f"{len(part.distances)} distances one by one")
-        return ", ".join(said)
+        each = ", ".join(str(part.modulus) for part in cpu.parts)
+        return f"tile {cpu.tiling}, parts in classes of {each}"
     return f"tile {cpu.tiling}, {_count(len(cpu.strips), 'strip')}"
 
 

@@ -101,13 +101,15 @@ def _call(
     return result
 
 
-def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None) -> None:
     """Raise a ValueError that names the argument, what it is and what was expected."""
     for argument, t, heads, tokens, width in (
         ("q", q, "Hq", "Q", HEAD_DIM),
         ("k", k, "Hkv", "K", HEAD_DIM),
         ("v", v, "Hkv", "K", VALUE_DIM),
     ):
+        if t is None:  # what selects keys has no values
+            continue
         if t.dim() != 4:
             raise ValueError(
                 f"{NAME}: {argument} must have 4 dimensions [B, {heads}, {tokens}, {width}], "
@@ -138,9 +140,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             raise ValueError(
                 f"{NAME}: {argument} has batch size {t.shape[0]} but q has {q.shape[0]}"
             )
-    if v.shape[1] != k.shape[1]:
+    if v is not None and v.shape[1] != k.shape[1]:
         raise ValueError(f"{NAME}: v has {v.shape[1]} heads but k has {k.shape[1]}")
-    if v.shape[2] != k.shape[2]:
+    if v is not None and v.shape[2] != k.shape[2]:
         raise ValueError(f"{NAME}: v has {v.shape[2]} tokens but k has {k.shape[2]}")
     if q.shape[1] % k.shape[1] != 0:
         raise ValueError(

@@ -12,7 +12,6 @@ from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
 from attnc.compiler.ir.plan import (
     BackwardPlan,
-    CpuDistances,
     DataTiles,
     DistancePart,
     ForwardPlan,
@@ -152,10 +151,7 @@ def _plan(plan: Plan) -> list[str]:
     lines += _data(plan.cpu.data)
     lines += map(_strip, plan.cpu.strips)
     for part in plan.cpu.parts:
-        if isinstance(part, CpuDistances):
-            lines.append(f"  distances {' '.join(map(str, part.distances))}")
-        else:
-            lines += [f"  in classes of {part.modulus}", *map(_strip, part.strips)]
+        lines += [f"  in classes of {part.modulus}", *map(_strip, part.strips)]
     return lines + [f"note {note}" for note in plan.notes]
 
 
