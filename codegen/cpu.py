@@ -14,19 +14,22 @@ from attnc.codegen.simplify import from_first
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, Progression
-from attnc.compiler.ir.plan import CpuPlan
+from attnc.compiler.ir.plan import CpuDistances, CpuPlan
 
 _CUT = re.compile(r"^# --- cut: \w+ ---\n", flags=re.MULTILINE)
 PASTED = ("cpu_schedule.py", "cpu_executor.py", "cpu_windows.py", "cpu_backward.py")
 """Files whose text below the cut line stands, verbatim, in every written module."""
 
+DISTANCES = "cpu_distances.py"
+"""The same for a plan that takes distances one by one."""
+
 PARTS = "cpu_parts.py"
-"""The same for a plan that has parts in other token orders."""
+"""The same for a plan that has parts in other token orders; ``DISTANCES`` goes before it."""
 
 BOXES = "cpu_boxes.py"
 """The same for a plan on boxes of a grid."""
 
-_NOT_PASTED = ("__future__", *(f"attnc.codegen.{name[:-3]}" for name in PASTED))
+_NOT_PASTED = ("__future__", *(f"attnc.codegen.{name[:-3]}" for name in (*PASTED, DISTANCES)))
 
 
 def emit_cpu(plan: CpuPlan) -> str:
@@ -41,8 +44,7 @@ def emit_cpu(plan: CpuPlan) -> str:
     """
     if is_gathered(plan):
         return emit_gathered(plan)
-    more = (BOXES,) if plan.boxes is not None else (PARTS,) if plan.parts else ()
-    imports, executor = pasted(PASTED + more)
+    imports, executor = pasted(PASTED + _more(plan))
     out = Writer()
     out.line(imports)
     out.line()
@@ -57,15 +59,7 @@ def emit_cpu(plan: CpuPlan) -> str:
         emit_cpu_boxes(out, plan.boxes)
         what, forward = "_CPU_BOXES", "_cpu_in_boxes"
     elif plan.parts:
-        for number, part in enumerate(plan.parts, start=1):
-            one = CpuPlan(block_mask=part.block_mask, strips=part.strips)
-            _emit_tiles(out, one, f"_part_{number}", f"_CPU_TILES_{number}")
-        pairs = [f"({p.modulus}, _CPU_TILES_{n})" for n, p in enumerate(plan.parts, start=1)]
-        with out.block("_CPU_PARTS: _Parts = ("):
-            for pair in pairs:
-                out.line(f"{pair},")
-        out.line(")")
-        what, forward = "_CPU_PARTS", "_cpu_in_parts"
+        what, forward = _emit_parts(out, plan)
     else:
         _emit_tiles(out, plan, "", "_CPU_TILES")
         what, forward = "_CPU_TILES", "_cpu_attention"
@@ -84,6 +78,42 @@ def emit_cpu(plan: CpuPlan) -> str:
         out.line(f"grads = {forward}_backward({what}, *given, scale, needs)")
         out.line("return *grads, [None for tensors in extra[:1] for _ in tensors]")
     return out.text()
+
+
+def _more(plan: CpuPlan) -> tuple[str, ...]:
+    """Return which files a plan needs beside those of every module."""
+    if plan.boxes is not None:
+        return (BOXES,)
+    if not plan.parts:
+        return ()
+    alone = all(isinstance(part, CpuDistances) for part in plan.parts)
+    return (DISTANCES,) if alone else (DISTANCES, PARTS)
+
+
+def _emit_parts(out: Writer, plan: CpuPlan) -> tuple[str, str]:
+    """Print the parts of a plan. Returns the name of their table, and of what runs it."""
+    own = []
+    for number, part in enumerate(plan.parts, start=1):
+        if isinstance(part, CpuDistances):
+            with out.block("_CPU_DISTANCES: tuple[int, ...] = ("):
+                for first in range(0, len(part.distances), 8):
+                    some = part.distances[first : first + 8]
+                    out.line(" ".join(f"{distance}," for distance in some))
+            out.line(")")
+            own.append("_CPU_DISTANCES")
+            continue
+        one = CpuPlan(block_mask=part.block_mask, strips=part.strips)
+        _emit_tiles(out, one, f"_part_{number}", f"_CPU_TILES_{number}")
+        own.append(f"({part.modulus}, _CPU_TILES_{number})")
+    if own == ["_CPU_DISTANCES"]:
+        return own[0], "_cpu_by_distance"
+    kinds = [isinstance(part, CpuDistances) for part in plan.parts]
+    tiles = [entry for entry, distances in zip(own, kinds, strict=True) if not distances]
+    with out.block("_CPU_PARTS: _Parts = ("):
+        for entry in tiles:
+            out.line(f"{entry},")
+    out.line(")")
+    return f"_CPU_PARTS, {'_CPU_DISTANCES' if any(kinds) else '()'}", "_cpu_in_parts"
 
 
 def _emit_tiles(out: Writer, plan: CpuPlan, part: str, name: str) -> None:

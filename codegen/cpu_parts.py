@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from attnc.codegen.cpu_backward import _cpu_attention_backward, _Gradients
+from attnc.codegen.cpu_distances import _cpu_by_distance_backward, _go_on_by_distance
 from attnc.codegen.cpu_executor import _cpu_attention
 from attnc.codegen.cpu_schedule import _CpuTiles
 
@@ -26,7 +27,8 @@ _Parts = tuple[tuple[int, _CpuTiles], ...]  # (modulus, tiles of a class)
 
 
 def _cpu_in_parts(
-    parts: _Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    parts: _Parts, distances: tuple[int, ...],
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a plan. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``, both contiguous."""
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -44,6 +46,8 @@ def _cpu_in_parts(
             else:
                 rows.copy_(part)
                 rows_lse.copy_(part_lse)
+    if distances:
+        _go_on_by_distance(distances, q, k, v, out, lse, scale)
     return out.to(q.dtype), lse
 
 
@@ -60,6 +64,7 @@ def _merge(
 
 def _cpu_in_parts_backward(
     parts: _Parts,
+    distances: tuple[int, ...],
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -87,6 +92,13 @@ def _cpu_in_parts_backward(
                 if grad is not None and share is not None:
                     rows = _of_classes(grad, modulus, first, stop)
                     rows += share.view_as(rows)
+    if distances:
+        single = _cpu_by_distance_backward(
+            distances, q, k, v, out, lse, grad_out, grad_lse, scale, needs
+        )
+        for grad, share in zip(grads, single, strict=True):
+            if grad is not None and share is not None:
+                grad += share
     dq, dk, dv = (None if x is None else x.to(q.dtype) for x in grads)
     return dq, dk, dv
 

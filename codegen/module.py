@@ -26,7 +26,7 @@ from attnc.codegen.predicate import HOST_HELPERS
 from attnc.codegen.triton_forward import emit_kernel
 from attnc.codegen.triton_parts import emit_part_kernels
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan, DistancePart, ForwardPlan, Plan
+from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan, DistancePart, ForwardPlan, Plan
 
 _RULE = 100
 _HASH_DIGITS = 12
@@ -268,8 +268,12 @@ def _cpu_line(cpu: CpuPlan) -> str:
         box = "x".join(map(str, cpu.boxes.tiling.query))
         return f"boxes of {box} queries, each with the keys that it needs"
     if cpu.parts:
-        each = ", ".join(str(part.modulus) for part in cpu.parts)
-        return f"tile {cpu.tiling}, parts in classes of {each}"
+        classes = [str(part.modulus) for part in cpu.parts if isinstance(part, CpuPart)]
+        said = [f"tile {cpu.tiling}, parts in classes of {', '.join(classes)}"] if classes else []
+        for part in cpu.parts:
+            if isinstance(part, CpuDistances):
+                said.append(f"{len(part.distances)} distances one by one")
+        return ", ".join(said)
     return f"tile {cpu.tiling}, {_count(len(cpu.strips), 'strip')}"
 
 

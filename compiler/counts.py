@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attnc.compiler.counts_grid import count_grid
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Counts, Piece, Tiling
-from attnc.compiler.ir.plan import CpuPlan, DataTiles, DistancePart, Plan, TilePart
+from attnc.compiler.ir.plan import CpuPart, CpuPlan, DataTiles, Plan, TilePart
 from attnc.compiler.passes import data_tiles
 from attnc.compiler.passes.classify import classify
 
@@ -79,13 +79,17 @@ def count_cpu(
     """Count what the CPU executor does; of parts in other orders all classes together.
 
     The tiles of a part are those of its classes: pairs of tokens in different classes have none.
-    A "tile" of boxes is a box of queries with one key.
+    A "tile" of boxes is a box of queries with one key; one of single distances is a pair.
     """
     if plan.boxes is not None:
         return count_grid(plan.boxes)
     if not plan.parts:
         return count(plan.block_mask, nq, nk, plan.data, given)
-    return _sum(_count_classes(part.block_mask, part.modulus, nq, nk) for part in plan.parts)
+    return _sum(
+        _count_classes(part.block_mask, part.modulus, nq, nk) if isinstance(part, CpuPart)
+        else _count_distances(part.distances, 1, nq, nk)
+        for part in plan.parts
+    )
 
 
 def count_forward(
@@ -103,7 +107,7 @@ def count_forward(
         return count(forward.block_mask, nq, nk, forward.data, given)
     return _sum(
         _count_classes(part.loop.block_mask, part.modulus, nq, nk) if isinstance(part, TilePart)
-        else _count_distances(part, nq, nk)
+        else _count_distances(part.distances, part.rows, nq, nk)
         for part in plan.parts
     )
 
@@ -117,23 +121,23 @@ def _count_classes(mask: BlockMask, modulus: int, nq: int, nk: int) -> Counts:
     return _sum(found)
 
 
-def _count_distances(part: DistancePart, nq: int, nk: int) -> Counts:
+def _count_distances(distances: tuple[int, ...], side: int, nq: int, nk: int) -> Counts:
     """Count blocks of queries, at each distance those that have a key there."""
     full = partial = kept = computed = 0
-    rows = -(-nq // part.rows)
-    for distance in part.distances:
+    rows = -(-nq // side)
+    for distance in distances:
         first, stop = max(0, distance), min(nq, nk + distance)
         if stop <= first:
             continue
         kept += stop - first
-        blocks = (stop - 1) // part.rows - first // part.rows + 1
-        existing = min(nq, ((stop - 1) // part.rows + 1) * part.rows)
-        computed += existing - first // part.rows * part.rows
-        cut = {first // part.rows} if first % part.rows else set()
-        cut |= {(stop - 1) // part.rows} if stop < existing else set()
+        blocks = (stop - 1) // side - first // side + 1
+        existing = min(nq, ((stop - 1) // side + 1) * side)
+        computed += existing - first // side * side
+        cut = {first // side} if first % side else set()
+        cut |= {(stop - 1) // side} if stop < existing else set()
         full, partial = full + blocks - len(cut), partial + len(cut)
     return Counts(
-        full=full, partial=partial, empty=rows * len(part.distances) - full - partial,
+        full=full, partial=partial, empty=rows * len(distances) - full - partial,
         visited=full + partial, masked=partial, pairs_kept=kept, pairs_computed=computed,
     )
 

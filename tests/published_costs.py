@@ -14,6 +14,7 @@ from attnc.compiler.cost.nattensim import Neighbourhood
 from attnc.compiler.cost.predict import Setting, dense, end_to_end, predict
 from attnc.compiler.cost.simulate import Rates, Rows, simulate
 from attnc.compiler.driver import load_text
+from tests import published_routes
 
 # NATTENSim, end to end on a B200: Hassani et al. 2025 (arXiv 2504.16922), tables 2 to 4 and the
 # quality study. Boxes: HunyuanVideo as in its figure 3, FLUX as in NATTEN's profiler documentation;
@@ -179,7 +180,7 @@ TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "nattensim": nattensim, "cudnn": lambda: cudnn("forward"),
     "cudnn-backward": lambda: cudnn("backward"), "cudnn-window": cudnn_window,
     "triton": lambda: tutorial(TUTORIAL), "triton-others": lambda: tutorial(TUTORIAL_OTHERS),
-    "natten": natten, "natten-dense": natten_dense, "cpu": cpu,
+    "natten": natten, "natten-dense": natten_dense, "cpu": cpu, "routes": published_routes.rows,
 }
 
 

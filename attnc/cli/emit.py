@@ -177,13 +177,13 @@ def emit_blocks(
 
 def part_texts(plan: Plan, target: str) -> list[str]:
     """Return the block mask of each part, or its distances; empty: the pattern is in one piece."""
-    from attnc.compiler.ir.plan import DistancePart, TilePart
+    from attnc.compiler.ir.plan import CpuDistances, DistancePart, TilePart
     from attnc.compiler.ir.show import show
 
     texts = []
     found = plan.cpu.parts if target == "cpu" else plan.parts
     for part in found:
-        if isinstance(part, DistancePart):
+        if isinstance(part, DistancePart | CpuDistances):
             texts.append("distances " + " ".join(map(str, part.distances)))
         else:
             mask = part.loop.block_mask if isinstance(part, TilePart) else part.block_mask

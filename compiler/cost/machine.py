@@ -20,8 +20,9 @@ from attnc.compiler.counts_grid import tiles_of_rows
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.blockmask import BlockMask, Progression, Tiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPlan
+from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan
 from attnc.compiler.passes.build_plan import build_plan
+from attnc.compiler.passes.cpu_distances import DISTANCE_PAIRS
 from attnc.compiler.passes.data_tiles import tile_table
 
 if TYPE_CHECKING:
@@ -134,8 +135,16 @@ def work_of(
     heads = plan.block_mask.pattern.heads or 1
     lanes = setting.batch * setting.heads / heads
     groups = rows = pairs = masked = 0
-    passes = 2.0 * sum(part.modulus > 1 for part in plan.parts)  # there and back
+    classes = [part for part in plan.parts if isinstance(part, CpuPart)]
+    passes = 2.0 * sum(part.modulus > 1 for part in classes)  # there and back
     tile = _tile(plan)
+    for part in plan.parts:
+        if isinstance(part, CpuDistances):
+            kept = sum(
+                max(0, min(setting.nq, setting.nk + d) - max(0, d)) for d in part.distances
+            )
+            pairs += DISTANCE_PAIRS * kept
+            passes += 1.0
     for tiles, with_mask, times in _stretches(plan, setting.nq, setting.nk, given):
         in_class = -(-setting.nq // times), -(-setting.nk // times)
         area = min(tile.q, in_class[0]) * min(tile.k, in_class[1])
@@ -199,6 +208,8 @@ def _stretches(
     for strip in plan.strips:
         yield _counts(mask, strip.tiles, nq, nk), strip.residual != ex.TRUE, 1
     for part in plan.parts:
+        if isinstance(part, CpuDistances):
+            continue  # no tiles
         lengths = -(-nq // part.modulus), -(-nk // part.modulus)
         for strip in part.strips:
             tiles = _counts(part.block_mask, strip.tiles, *lengths)

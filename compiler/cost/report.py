@@ -90,18 +90,18 @@ def to_text(found: Prediction) -> str:
     """Return the prediction as a table."""
     counts, cost = found.counts, found.cost
     lines = [
-        f"{found.pattern}: {_work(found.setting)} on {_title(found.setting)}",
-        _shape(found.setting),
+        f"{found.pattern}: {_work(found.setting)} on {title(found.setting)}",
+        shape(found.setting),
         "",
         f"pairs    {counts.pairs_kept:,} kept, {counts.pairs_computed:,} computed: "
         f"{found.waste:.2f} for each",
         f"tiles    {counts.total:,}: {counts.full:,} full, {counts.partial:,} partial, "
         f"{counts.empty:,} empty",
-        f"work     {_scaled(cost.flops, 1e12, 'TFLOP')}, "
-        f"{_scaled(cost.hbm_bytes, 1e6, 'MB')} of memory, "
-        f"{_scaled(cost.l2_bytes, 1e6, 'MB')} through the cache",
-        f"time     {_time(found.time_us)}, {found.tflops:,.1f} TFLOP/s for pairs kept",
-        f"dense    {_time(found.dense.time_us)}: {found.speedup_over_dense:.2f} times as long",
+        f"work     {scaled(cost.flops, 1e12, 'TFLOP')}, "
+        f"{scaled(cost.hbm_bytes, 1e6, 'MB')} of memory, "
+        f"{scaled(cost.l2_bytes, 1e6, 'MB')} through the cache",
+        f"time     {time_text(found.time_us)}, {found.tflops:,.1f} TFLOP/s for pairs kept",
+        f"dense    {time_text(found.dense.time_us)}: {found.speedup_over_dense:.2f} times as long",
         f"bound by {MEANING[cost.bound_by]}",
         "",
         *_table(found),
@@ -124,7 +124,7 @@ def explain_text(found: Prediction, others: tuple[Alternative, ...]) -> str:
         f"{found.worst_tile_speedup:.2f} times fewer than dense, whatever a tile takes"
     )
     lines += [
-        f"instead  {one.tile}: {_time(one.time_us)} ({one.time_us / found.time_us - 1:+.0%}): "
+        f"instead  {one.tile}: {time_text(one.time_us)} ({one.time_us / found.time_us - 1:+.0%}): "
         f"{one.why}"
         for one in others
     ]
@@ -138,7 +138,7 @@ def _table(found: Prediction) -> list[str]:
     for kernel in found.kernels:
         terms = kernel.cost.terms
         rows.append([
-            kernel.name, _number(kernel.cost.time_us), f"{kernel.rows:,}", f"{kernel.tiles:,}",
+            kernel.name, number(kernel.cost.time_us), f"{kernel.rows:,}", f"{kernel.tiles:,}",
             *(_part(terms, term, found.time_us) for term in used),
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -153,16 +153,19 @@ def _part(terms: dict[Term, float], term: Term, total: float) -> str:
     return f"{terms[term] / total:.0%}" if total else "-"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a number as tables have it."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
-def _time(us: float) -> str:
-    return f"{us / 1000:,.1f} ms" if us >= 1e4 else f"{_number(us)} us"
+def time_text(us: float) -> str:
+    """Return a time with its unit."""
+    return f"{us / 1000:,.1f} ms" if us >= 1e4 else f"{number(us)} us"
 
 
-def _scaled(value: float, unit: float, name: str) -> str:
-    return f"{_number(value / unit)} {name}"
+def scaled(value: float, unit: float, name: str) -> str:
+    """Return a number in a unit."""
+    return f"{number(value / unit)} {name}"
 
 
 def _work(setting: Setting) -> str:
@@ -173,12 +176,14 @@ def _work(setting: Setting) -> str:
             return other
 
 
-def _title(setting: Setting) -> str:
+def title(setting: Setting) -> str:
+    """Return what a device is called."""
     known = DEVICES.get(setting.device)
     return "this CPU" if known is None else known.title
 
 
-def _shape(setting: Setting) -> str:
+def shape(setting: Setting) -> str:
+    """Return the shapes of a call in words."""
     n = f"n={setting.nq}" if setting.nq == setting.nk else f"nq={setting.nq}, nk={setting.nk}"
     heads = f"{setting.heads} heads"
     if setting.kv_heads != setting.heads:

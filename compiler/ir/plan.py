@@ -193,11 +193,22 @@ class CpuPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuDistances:
+    """CPU: the part that keeps the keys at some ``distances`` q - k, ascending, and no others.
+
+    The executor takes one distance after the other, without tiles: what it computes it keeps.
+    """
+
+    distances: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CpuPlan:
     """The CPU executor's strips (pairwise disjoint; results merge by log-sum-exp).
 
-    ``parts``: the pattern is cut into parts in other token orders instead; ``strips`` is empty, and
-    ``block_mask`` is the pattern in its natural order still.
+    ``parts``: the pattern is cut into parts in other token orders instead, and distances one by one
+    as the last of them; ``strips`` is empty, and ``block_mask`` is the pattern in its natural order
+    still.
 
     ``boxes``: the executor walks boxes of queries of a grid instead, with boxes of keys of one
     token: each with the keys that its queries see. ``strips`` and ``segments`` are empty; ``data``
@@ -213,7 +224,7 @@ class CpuPlan:
     strips: tuple[Strip, ...]
     segments: tuple[Segment, ...] = ()
     data: DataTiles | None = None
-    parts: tuple[CpuPart, ...] = ()
+    parts: tuple[CpuPart | CpuDistances, ...] = ()
     boxes: GridMask | None = None
 
     @property

@@ -12,6 +12,7 @@ from attnc.compiler.ir.blockmask import BlockMask, Piece, Progression, Tiling
 from attnc.compiler.ir.gridmask import BoxTiling, GridMask, GridPiece
 from attnc.compiler.ir.plan import (
     BackwardPlan,
+    CpuDistances,
     DataTiles,
     DistancePart,
     ForwardPlan,
@@ -151,7 +152,10 @@ def _plan(plan: Plan) -> list[str]:
     lines += _data(plan.cpu.data)
     lines += map(_strip, plan.cpu.strips)
     for part in plan.cpu.parts:
-        lines += [f"  in classes of {part.modulus}", *map(_strip, part.strips)]
+        if isinstance(part, CpuDistances):
+            lines.append(f"  distances {' '.join(map(str, part.distances))}")
+        else:
+            lines += [f"  in classes of {part.modulus}", *map(_strip, part.strips)]
     return lines + [f"note {note}" for note in plan.notes]
 
 

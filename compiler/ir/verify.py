@@ -8,7 +8,7 @@ from attnc.compiler.ir import pattern as pat
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.blockmask import TILE_VARS, TOKEN_VARS, BlockMask, Tiling
 from attnc.compiler.ir.gridmask import GridMask
-from attnc.compiler.ir.plan import BackwardPlan, ForwardPlan, LoopPlan, Plan, TilePart
+from attnc.compiler.ir.plan import BackwardPlan, CpuPart, ForwardPlan, LoopPlan, Plan, TilePart
 from attnc.dsl.diagnostics import Diagnostic
 
 TRIAL_LENGTHS = ((1, 1), (33, 33), (50, 20), (20, 50))
@@ -38,7 +38,8 @@ def verify(ir: pat.Pattern | BlockMask | GridMask | Plan) -> tuple[Diagnostic, .
             if not alike and ir.forward.boxes is None:
                 found.append(_broken("one executor tests tiles and the other does not"))
             found += _backward(ir.backward, ir.forward) if ir.backward is not None else []
-            found += [wrong for part in ir.cpu.parts for wrong in verify(part.block_mask)]
+            for own in ir.cpu.parts:
+                found += verify(own.block_mask) if isinstance(own, CpuPart) else ()
             for kernel in ir.parts:
                 found += _loop(kernel.loop) if isinstance(kernel, TilePart) else []
             if ir.cpu.boxes is not None:

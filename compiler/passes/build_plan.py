@@ -11,6 +11,7 @@ from attnc.compiler.ir.gridmask import BoxTiling, GridMask
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import (
     BackwardPlan,
+    CpuDistances,
     CpuPart,
     CpuPlan,
     DistancePart,
@@ -164,8 +165,8 @@ def _notes_of_parts(
     return tuple(notes)
 
 
-def _note_of_part(part: TilePart | DistancePart | CpuPart) -> str:
-    if isinstance(part, DistancePart):
+def _note_of_part(part: TilePart | DistancePart | CpuPart | CpuDistances) -> str:
+    if isinstance(part, DistancePart | CpuDistances):
         return f"{len(part.distances)} distances one by one"
     if part.modulus == 1:
         return "tokens as they stand"

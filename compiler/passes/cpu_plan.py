@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuPart, CpuPlan, Segment, Strip
+from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan, Segment, Strip
 from attnc.compiler.passes.cpu_boxes import build_boxes
+from attnc.compiler.passes.cpu_distances import split_distances
 from attnc.compiler.passes.data_form import tiles_of
 from attnc.compiler.passes.loops import reachable
 from attnc.compiler.passes.strips import strips
@@ -36,15 +37,27 @@ def build_cpu(
         walked = build_boxes(pattern, mask, tested=data is not None)
         if walked is not None:
             return CpuPlan(block_mask=mask, strips=(), data=data, boxes=walked)
-    found = parts(
-        pattern, orders, lambda bands, modulus: _cost(work(bands, modulus, tiling)),
-        apart=PART_PAIRS * REFERENCE_TOKENS,
-    )
+    apart = float(PART_PAIRS * REFERENCE_TOKENS)
     if data is None and pattern.score is None and pattern.sink is None:
-        if found:
-            own = tuple(_part(part.modulus, part.pattern, tiling) for part in found)
-            return CpuPlan(block_mask=mask, strips=(), parts=own)
+        left: Pattern | None = pattern
+        single: tuple[int, ...] = ()
+        if orders == "auto":
+            single, left = split_distances(
+                pattern, lambda bands, modulus: _cost(work(bands, modulus, tiling)), apart=apart
+            )
+        own: list[CpuPart | CpuDistances] = []
+        if left is not None:
+            found = parts(
+                left, orders, lambda bands, modulus: _cost(work(bands, modulus, tiling)),
+                apart=apart,
+            )
+            own += [_part(part.modulus, part.pattern, tiling) for part in found]
+            own += [_part(1, left, tiling)] if single and not found else []
+        own += [CpuDistances(distances=single)] if single else []
+        if own:
+            return CpuPlan(block_mask=mask, strips=(), parts=tuple(own))
         return CpuPlan(block_mask=mask, strips=_strips(pattern, tiling))
+    parts(pattern, orders, lambda *_: 0.0)  # refuse what is asked for in vain
     segments = tuple(
         Segment(tiles=piece.tiles, mask=0 if piece.full else 1)
         for piece in mask.pieces

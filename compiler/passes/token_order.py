@@ -120,18 +120,24 @@ def parts(
     bands, rest = bd.split_off(pattern.predicate)
     if orders != "auto":
         return _asked(pattern, bands, rest, orders)
-    moduli = _moduli(bands)
-    if not moduli:
-        return ()
+    best = cheapest(bands, rest, cost, apart=apart)[1]
+    return () if best is None else _parts(pattern, best, rest)
+
+
+def cheapest(
+    bands: tuple[Band, ...], rest: ex.BoolExpr, cost: Cost, *, apart: float
+) -> tuple[float, dict[int, tuple[Band, ...]] | None]:
+    """Return what some bands cost in the best classes, and the bands of each (None: natural)."""
     costs = cache(cost)
-    best, least = None, GAIN * costs(bands, 1)
-    for chosen in _choices(moduli):
+    natural = costs(bands, 1) if bands else 0.0
+    best, least = None, GAIN * natural
+    for chosen in _choices(_moduli(bands)):
         groups = _groups(bands, chosen)
         total = sum(costs(own, m) for m, own in groups.items())
         total += apart * (len(groups) - (0 if rest != ex.FALSE and 1 not in groups else 1))
         if total < least:
             best, least = groups, total
-    return () if best is None else _parts(pattern, best, rest)
+    return (natural if best is None else least), best
 
 
 def _asked(

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
 
 from attnc.compiler import driver
-from attnc.compiler.ir.pattern import Align, Pattern
+from attnc.compiler.ir import expr as ex
+from attnc.compiler.ir.pattern import Align, Pattern, Where
 from attnc.compiler.ir.route import (
     Above,
     Grain,
@@ -40,13 +43,15 @@ def block(tokens: int) -> Grain:
     return Grain(kind="block", sizes=(tokens,))
 
 
+@cache
 def static(body: str, align: Align = "top-left", on: str = "", name: str = "p") -> Pattern:
-    """Return a pattern of a text: ``{ q -> k : body }``."""
-    return aligned(driver.load_text(f"pattern {name} {on} = {{ q -> k : {body} }}"), align)
+    """Return a pattern of a text: ``{ q -> k : body }``; without a text it keeps nothing."""
+    found = driver.load_text(f"pattern {name} {on} = {{ q -> k : {body or 'k >= 0'} }}")
+    return aligned(found if body else replace(found, body=Where(ex.FALSE)), align)
 
 
 def routed(
-    *routes: Route, base: str = "k <= q", kept: str = "k < 0", align: Align = "top-left",
+    *routes: Route, base: str = "k <= q", kept: str = "", align: Align = "top-left",
     on: str = "", inputs: tuple[RouteInput, ...] = (),
 ) -> Routed:  # fmt: skip
     """Return an attention of routes inside a base."""
@@ -105,11 +110,13 @@ def nsa(
     )  # fmt: skip
 
 
-def infllm_v2(tokens: int = 8, top: int = 4, recent: int = 2) -> Routed:
+def infllm_v2(
+    tokens: int = 8, top: int = 4, recent: int = 2, window: tuple[int, int] = (4, 2)
+) -> Routed:
     """InfLLM-v2: as NSA, without weights: the largest window of a block, after the group's sum."""
     route = Route(
         name="infllm", query=TOKEN, key=block(tokens), query_rep=ID,
-        key_rep=Rep(kind="mean", window=(4, 2)), score=SCALED, visible="completed", norm="softmax",
+        key_rep=Rep(kind="mean", window=window), score=SCALED, visible="completed", norm="softmax",
         reduce=(Reduce(over="group"), Reduce(over="overlap", op="max")), select=TopK(count=top),
         keep=(Keep(what="first"), Keep(what="recent", count=recent)),
     )  # fmt: skip
@@ -212,7 +219,7 @@ def routing_transformer(clusters: int = 3, width: int = 8, causal: bool = True) 
     )  # fmt: skip
 
 
-ABOVE = Above(threshold=Fraction(1, 5))
+ABOVE = Above(threshold=Fraction(3, 16))
 
 
 def seer(tokens: int = 8, select: Select = ABOVE, keep: bool = False) -> Routed:
