@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from attnc.codegen.cpu_diagonals import _Diagonals, _diagonals
 from attnc.codegen.tables import _Data, _Table, _tile_table, _TileRules
 
 # --- cut: gathered executor ---
@@ -28,6 +29,8 @@ _SCORES_AT_ONCE = 1 << 22  # elements of a mask, or scores, held at once
 _PAIRS_AT_ONCE_MASKED = 1 << 17  # pairs whose predicate is evaluated at once
 _WORTH_A_CALL_BYTES = 1 << 20  # keys whose copy costs more than a call of their own
 _MOST_STACKED = 16  # query tiles in a tall row
+_STACKED_LONG = 8  # those in a tall row whose mask is a view, so that it may see more tiles
+_LONG_ROW = 32  # tiles of rows that are worth it
 _flash_gathered = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,6 +47,7 @@ class _Gathered(NamedTuple):
     sink: Callable[..., Any] | None = None  # q, k, data -> logit beside the keys [B, Hq]
     # As score -> its slope by the dot, [(input, index, slope by that element)].
     slopes: Callable[..., Any] | None = None
+    by_distance: str = ""  # what depends on q - k alone: "", the "score", or "all", masks too
     sink_slopes: Callable[..., Any] | None = None  # as sink -> [(input, index, slope)]
 
 
@@ -91,6 +95,7 @@ class _Place(NamedTuple):
     nq: int
     nk: int
     data: _Data
+    diagonals: _Diagonals | None = None  # of a score that depends on q - k alone
 
     def evaluate(self, score: Callable[..., Any], dot: Any, q: Any, k: Any) -> Any:
         """Call a score for positions ``[1, ...]``. Shape: ``[E or 1, ...]``."""
@@ -126,6 +131,7 @@ def _gathered_attention(
         sizes = (len(k[on_k]), k[on_k].shape[1], -1)  # E = B * Hkv; G heads of q for each
         queries = q[on_q].unflatten(1, sizes[1:]).flatten(0, 1)  # [E, G, tiles, BQ, D]
         place = _Place(share.h, share.b, nq, nk, data)
+        place = _with_diagonals(plan, table, place, exact, tall=True)
         for part in _stretches(plan, table, place, lanes):
             whole, total = _attend_rows(plan, part, place, scale, queries, *lanes)
             rows = (slice(None),) * 3 + (part.rows,)
@@ -188,12 +194,17 @@ def _stretches(
         first += place.h
     starts = table.starts[first * tiles_q : (first + 1) * tiles_q + 1]
     counts = starts.diff()
+    if place.diagonals is not None and place.diagonals.side > plan.rules.q:
+        long = list(_long_stretches(plan, table, starts, place, place.diagonals))
+        yield from long
+        for part in long:
+            counts[part.rows] = 0
     a_tile = sum(x[:, 0].numel() * x.element_size() for x in lanes)
     for count in counts.unique().tolist():
         if count == 0:
             continue
         rows = (counts == count).nonzero()[:, 0]
-        entry = table.entries[starts[rows][:, None] + _arange(count)]
+        entry = table.entries[starts[rows][:, None] + _arange(count)].sort(1).values
         tiles = entry >> 3
         looked_at = entry & 7 == 1
         if place.nk % plan.rules.k:  # keys beyond the end
@@ -205,6 +216,33 @@ def _stretches(
             for some, step in _equal_steps(tiles[heads], worth):
                 at = heads[some]
                 yield _Stretch(own[some].flatten(), tiles[at], looked_at[at], step, stack)
+
+
+def _long_stretches(
+    plan: _Gathered, table: _Table, starts: torch.Tensor, place: _Place, found: _Diagonals
+) -> Iterator[_Stretch]:
+    """Join neighbouring rows of consecutive tiles; the mask knows which pairs each of them keeps.
+
+    A tall row sees the tiles of all its rows, where these are a quarter more at most.
+    """
+    counts = starts.diff()
+    stack = found.side // plan.rules.q
+    ragged = place.nk % plan.rules.k and not found.none_up_to(place.nq - 1 - place.nk)
+    for row in range(0, len(counts) - stack + 1, stack):
+        own = counts[row : row + stack]
+        if int(own.min()) == 0:
+            continue
+        tiles = table.entries[starts[row] : starts[row + stack]] >> 3
+        ends = own.cumsum(0)
+        low = torch.stack([x.min() for x in tiles.tensor_split(ends[:-1])])
+        high = torch.stack([x.max() for x in tiles.tensor_split(ends[:-1])])
+        first, last = int(low.min()), int(high.max())
+        count = last - first + 1
+        close = count * stack * 4 <= int(own.sum()) * 5 and bool((high - low + 1 == own).all())
+        if close and count >= _LONG_ROW and not (ragged and (last + 1) * plan.rules.k > place.nk):
+            all_tiles = _arange(count)[None] + first
+            rows = row + _arange(stack)
+            yield _Stretch(rows, all_tiles, torch.zeros_like(all_tiles, dtype=torch.bool), 0, stack)
 
 
 def _equal_tiles(
@@ -335,6 +373,8 @@ def _bias(
     """
     if plan.score is None and not part.partial.any():
         return None, None
+    if place.diagonals is not None:
+        return _bias_of_diagonals(plan, part, place, place.diagonals)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     tile_q, tile_k = plan.rules.q, plan.rules.k
     heads = len(place.h) if isinstance(place.h, torch.Tensor) else 1
@@ -346,6 +386,71 @@ def _bias(
         bias += place.evaluate(plan.score, dot, at_q, at_k)
     _masked(plan, part, place, bias)
     bias = bias.flatten(3)
+    dead = bias.amax(3) == -math.inf
+    return bias, dead if dead.any() else None
+
+
+def _with_diagonals(
+    plan: _Gathered, table: _Table, place: _Place, exact: torch.dtype, *, tall: bool = False
+) -> _Place:
+    """Evaluate what the score adds at the distances that some tile has, once for each of them.
+
+    ``tall``: several rows of tiles may be walked as one, where these are long.
+    """
+    if plan.by_distance == "" or plan.score is None:
+        return place
+    counts = table.starts.diff()
+    rows = _arange(len(counts)) % (-(-place.nq // plan.rules.q))
+    tiles = table.entries[: int(table.starts[-1])] >> 3
+    if not len(tiles):
+        return place
+    apart = rows.repeat_interleave(counts) * plan.rules.q - tiles.to(torch.int64) * plan.rules.k
+    zero = torch.zeros((), dtype=exact, device="cpu")
+
+    def term(q: torch.Tensor, k: torch.Tensor) -> Any:
+        assert plan.score is not None
+        return place.evaluate(plan.score, zero, q, k)
+
+    def keep(q: torch.Tensor, k: torch.Tensor) -> Any:
+        return plan.keep(q, k, *place.told(1))
+
+    whole = plan.by_distance == "all"
+    stack = _STACKED_LONG if tall and whole and int(counts.max()) >= _LONG_ROW else 1
+    side = stack * plan.rules.q
+    first, last = int(apart.min()) - plan.rules.k - side, int(apart.max()) + 2 * side
+    found = _diagonals(term, keep if whole else None, first, last, side, exact)
+    return place._replace(diagonals=found)
+
+
+def _bias_of_diagonals(
+    plan: _Gathered, part: _Stretch, place: _Place, found: _Diagonals
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As ``_bias``: views where tiles follow each other and rows lie alike, else copies."""
+    side, tile_k = part.stack * plan.rules.q, plan.rules.k
+    tiles, rows = part.tiles.to(torch.int64), part.rows[:: part.stack]
+    apart = rows[:, None] * plan.rules.q - tiles * tile_k  # of the first tokens of each tile
+    keys = tiles.shape[1] * tile_k
+    joined = bool((tiles.diff(dim=1) == 1).all())
+    alike = joined and bool((apart[:, 0] == apart[0, 0]).all())
+    if alike:
+        bias = found.slice(int(apart[0, 0]), side, keys)[:, None].expand(-1, len(tiles), -1, -1)
+    elif joined:
+        bias = torch.stack([found.slice(d, side, keys) for d in apart[:, 0].tolist()], 1)
+    else:
+        each = torch.stack([found.slice(d, side, tile_k) for d in apart.flatten().tolist()], 1)
+        bias = each.unflatten(1, tiles.shape).transpose(2, 3).flatten(3)
+    past = tiles * tile_k + tile_k > place.nk  # whether a tile has keys beyond the end
+    if found.masked and past.any() and found.none_up_to(place.nq - 1 - place.nk):
+        past = torch.zeros_like(past)  # no query of the sequence keeps a key beyond its end
+    looked_at = past if found.masked else part.partial
+    if not looked_at.any():
+        if alike:
+            dead = found.dead(int(apart[0, 0]), side, keys)[:, None]
+        else:
+            dead = bias.amax(3) == -math.inf
+        return bias, dead.expand(bias.shape[:3]) if dead.any() else None
+    bias = bias.clone(memory_format=torch.contiguous_format)
+    _masked(plan, part._replace(partial=looked_at), place, bias.unflatten(3, (-1, tile_k)))
     dead = bias.amax(3) == -math.inf
     return bias, dead if dead.any() else None
 

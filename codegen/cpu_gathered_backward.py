@@ -23,6 +23,7 @@ from attnc.codegen.cpu_gathered import (
     _Stretch,
     _stretches,
     _tiled,
+    _with_diagonals,
 )
 from attnc.codegen.cpu_windows import _add_windows
 from attnc.codegen.tables import _Data, _tile_table
@@ -119,7 +120,7 @@ def _tile_gradients(
             x[on_q].unflatten(1, sizes[1:]).flatten(0, 1) for x in (q, grad_out, lse, less)
         )
         rows = _Rows5(asked, changed, total, taken, asked.new_zeros(asked.shape))
-        place = _Place(share.h, share.b, nq, nk, data)
+        place = _with_diagonals(plan, table, _Place(share.h, share.b, nq, nk, data), exact)
         for part in _stretches(plan, table, place, keys):
             _stretch_gradients(plan, part, place, scale, rows, lanes, learned)
         dq[on_q] += rows.dq.unflatten(0, sizes[:2]).flatten(1, 2)
@@ -166,7 +167,9 @@ def _piece_gradients(
         slope, slopes = place.evaluate(plan.slopes, by_pair, at_q, at_k)
     if plan.additive:
         bias, _ = _bias(plan, part, place, dot.dtype)
-        score = dot if bias is None else dot + bias.repeat(1, 1, group, 1)
+        if bias is not None and group > 1:  # the same for each head of a group
+            bias = bias.repeat(1, 1, group, 1)
+        score = dot if bias is None else dot + bias
     else:
         assert plan.score is not None
         score = torch.empty_like(dot)

@@ -73,7 +73,9 @@ def emit_gathered(plan: CpuPlan) -> str:
     The source expects that of ``emit_tiles``.
     """
     out = Writer()
-    imports, body = pasted("cpu_gathered.py", "cpu_windows.py", "cpu_gathered_backward.py")
+    imports, body = pasted(
+        "cpu_diagonals.py", "cpu_gathered.py", "cpu_windows.py", "cpu_gathered_backward.py"
+    )
     out.line(imports)
     out.line()
     out.line()
@@ -95,6 +97,8 @@ def emit_gathered(plan: CpuPlan) -> str:
         settings += ["score=_score", "slopes=_slopes"]
         if not is_additive(pattern.score):
             settings.append("additive=False")
+        if plan.by_distance:
+            settings.append(f'by_distance="{plan.by_distance}"')
     if pattern.sink is not None:
         out.line(emit_sink_slopes(pattern.sink, dialect, kv_heads=pattern.kv_heads))
         out.line()

@@ -112,7 +112,9 @@ def test_the_pasted_parts_are_the_sources() -> None:
 
 def test_the_pasted_parts_of_a_module_with_inputs_are_the_sources() -> None:
     text = emitted.emit_module(build_plan(attnc.zoo.document().ir, head_dim=16))
-    for name in ("tables.py", "tile_bounds.py", "cpu_gathered.py", "op_inputs.py"):
+    for name in (
+        "tables.py", "tile_bounds.py", "cpu_diagonals.py", "cpu_gathered.py", "op_inputs.py"
+    ):
         assert pasted_files(name)[1] in text
     assert max(map(len, text.splitlines())) <= 100
 

@@ -282,7 +282,7 @@ def plan_options(command: F) -> F:
                      "residue classes, such as 1,64.  [default: auto]"),
         click.option("--bias", type=click.Choice(("auto", "add", "fold")), default="auto",
                      show_default=True, help="How separable terms of a score are added: by cost, "
-                     "pair by pair, or key by key."),
+                     "pair by pair, or folded."),
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
                      help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
                      "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),

@@ -217,7 +217,8 @@ class CpuPlan:
     ``block_mask`` has the same tiling and tells full from partial tiles for the report.
     The gathered executor runs where ``data`` is set or the pattern has score terms: ``segments``
     are its tiles (mask 0 full, mask 1 the whole predicate, as candidates with ``data``), and
-    ``strips`` is empty.
+    ``strips`` is empty. ``by_distance``: what depends on ``q - k`` alone, and is evaluated once for
+    each distance: the terms of the "score", or "all", the mask too.
     """
 
     block_mask: BlockMask
@@ -226,6 +227,7 @@ class CpuPlan:
     data: DataTiles | None = None
     parts: tuple[CpuPart | CpuDistances, ...] = ()
     boxes: GridMask | None = None
+    by_distance: Literal["", "score", "all"] = ""
 
     @property
     def tiling(self) -> Tiling:

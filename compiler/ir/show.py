@@ -148,6 +148,9 @@ def _plan(plan: Plan) -> list[str]:
         lines += [f"  {_grid_piece(piece, True)}" for piece in plan.cpu.boxes.pieces]
         return lines + [f"note {note}" for note in plan.notes]
     lines.append(f"cpu tile {plan.cpu.tiling}")
+    if plan.cpu.by_distance:
+        mask = " and masks" if plan.cpu.by_distance == "all" else ""
+        lines.append(f"  score terms{mask} by distance")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)
     lines += map(_strip, plan.cpu.strips)

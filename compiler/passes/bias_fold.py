@@ -25,6 +25,7 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import BiasFold
+from attnc.compiler.passes.bands import distances
 from attnc.compiler.passes.tiles import DType
 
 Bias: TypeAlias = Literal["auto", "add", "fold"]
@@ -69,6 +70,30 @@ def fold_bias(pattern: Pattern, rows: int, dtype: DType, bias: Bias) -> BiasFold
     if bias == "fold":
         raise ValueError(f"bias 'fold': nothing of `{pattern.name}` can be folded: {why}")
     return None
+
+
+def by_distance(pattern: Pattern) -> Literal["", "score", "all"]:
+    """Say what depends on ``q - k`` alone (and the head): the score's terms, the mask too, nothing.
+
+    ``slope[h] * (k - q)`` and ``table[h][min(q - k, 9)]`` do: no key is left after ``q = k + d``.
+    """
+    if pattern.score is None:
+        return ""
+    parts = _addends(pattern.score)
+    added = [part for part in parts if part != sc.Dot()]
+    if len(added) != len(parts) - 1:
+        return ""
+    distance = {"q": ex.add(ex.Var("k"), ex.Var("d"))}
+    for part in added:
+        if any(isinstance(node, sc.Dot) for node in sc.walk(part)):
+            return ""
+        if sc.free_vars(sc.substitute(part, distance)) & {"q", "k"}:
+            return ""
+    try:
+        with sets.budget(share=SHARE):
+            return "score" if distances(pattern.predicate) is None else "all"
+    except sets.OverBudget:
+        return "score"
 
 
 def pair_terms(score: sc.RealExpr) -> int:

@@ -89,7 +89,7 @@ def build_plan(
     kernel = forward if boxes is None else on_boxes(forward, boxes)
     back = build_backward(kernel, tile) if backward else None
     cpu = build_cpu(
-        pattern, cpu_tiling, tested=tested, orders=orders, boxes=cpu_tile is None
+        pattern, cpu_tiling, tested=tested, orders=orders, bias=bias, boxes=cpu_tile is None
         and (kernel.boxes is None or len(kernel.boxes.pieces) <= MAX_PIECES),
     )
     parts = build_parts(pattern, choices if tile is None else (choice,), forward, orders=orders)
@@ -159,6 +159,8 @@ def _notes_of_parts(
             said = ", ".join(map(_note_of_part, found))
             count = f"{len(found)} disjoint parts: " if len(found) > 1 else ""
             notes.append(f"{where} walks {count}{said}")
+    if cpu.by_distance:
+        notes.append("on a CPU score terms are evaluated once for each distance, not for each pair")
     if cpu.boxes is not None:
         box = "x".join(map(str, cpu.boxes.tiling.query))
         notes.append(f"on a CPU the executor walks boxes of {box} queries, with the keys they need")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan, Segment, Strip
+from attnc.compiler.passes.bias_fold import Bias, by_distance
 from attnc.compiler.passes.cpu_boxes import build_boxes
 from attnc.compiler.passes.cpu_distances import split_distances
 from attnc.compiler.passes.data_form import tiles_of
@@ -23,13 +24,14 @@ PART_PAIRS = 40
 
 
 def build_cpu(
-    pattern: Pattern, tiling: Tiling, *, tested: bool, orders: Orders = "auto", boxes: bool = False
+    pattern: Pattern, tiling: Tiling, *, tested: bool, orders: Orders = "auto",
+    bias: Bias = "auto", boxes: bool = False,
 ) -> CpuPlan:
     """Plan the executor.
 
     Args: ``tested``: tiles wait for data, here or on the GPU. ``orders``: which token orders the
-    parts of a static pattern may take. ``boxes``: whether boxes of a grid may be walked, which
-    "auto" orders alone do.
+    parts of a static pattern may take. ``bias``: "add" evaluates score terms pair by pair.
+    ``boxes``: whether boxes of a grid may be walked, which "auto" orders alone do.
     Raises: ValueError for orders that the pattern cannot take.
     """
     mask, data, _ = tiles_of(pattern, tiling, tested=tested)
@@ -63,7 +65,10 @@ def build_cpu(
         for piece in mask.pieces
         if reachable(piece.tiles, tiling)
     )
-    return CpuPlan(block_mask=mask, strips=(), segments=segments, data=data)
+    return CpuPlan(
+        block_mask=mask, strips=(), segments=segments, data=data,
+        by_distance="" if bias == "add" else by_distance(pattern),
+    )
 
 
 def _cost(work: Work) -> float:
