@@ -42,8 +42,9 @@ def _lines(route: Route, routed: Routed) -> list[str]:
         count = route.query.sizes[0] if route.query.kind == "cluster" else 1
         shapes = [f"((batch, {heads}, {count}, {width}), torch.int32)" for _, width in sides]
         if route.combine == "score":
-            shapes.append(f"((batch, {heads}, {count}, {sides[0][1]}), torch.float32)")
-        return [f"return [{', '.join(shapes)}]"]
+            shapes.append(f"((batch, {heads}, {count}, {sides[0][1]}), exact)")
+        exact = "exact = torch.float64 if q.dtype == torch.float64 else torch.float32"
+        return [*([exact] if route.combine == "score" else []), f"return [{', '.join(shapes)}]"]
     rows = count_text(route.query, "nq", routed.base.query_space)
     if route.widen > 1:
         rows = f"-(-({rows}) // {route.widen})"

@@ -106,11 +106,11 @@ def _by_route(tensors: Sequence[torch.Tensor]) -> Selection:
 
 def _weighted(selection: Selection, route: str, score: torch.Tensor) -> Selection:
     """Read the scores of members again, so that what made them gets gradients."""
-    queries, keys, _ = selection[route]
+    queries, keys, plain = selection[route]
     shape = (*queries.shape[:3], score.shape[-1])
     every = score[:, :, None].expand(*queries.shape[:2], *shape[2:])
     found = every.gather(3, queries.clamp(min=0).long()).where(queries >= 0, 0.0)
-    return {**selection, route: (queries, keys, found.to(torch.float32))}
+    return {**selection, route: (queries, keys, found.to(plain.dtype))}
 
 
 def _refuse_training(*tensors: torch.Tensor) -> None:

@@ -152,7 +152,8 @@ def _chosen_tokens(route: str, scores: torch.Tensor, count: int, first: int) -> 
     return _listed(found, min(count, scores.shape[-1]))[0]
 
 
-def _scores_of(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def _scores_of(scores: torch.Tensor, index: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return the scores of chosen tokens, 0 where there is none. Shape: as ``index``."""
     found = scores.gather(-1, index.clamp(min=0).long())
-    return found.where(index >= 0, 0.0).float()
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return found.where(index >= 0, 0.0).to(exact)

@@ -28,13 +28,15 @@ def _member_groups(
                     yield b, h, c, rows, own, keep.mask(rows, own)
 
 
-def _member_weights(queries: torch.Tensor, score: torch.Tensor | None, nq: int) -> torch.Tensor:
+def _member_weights(
+    queries: torch.Tensor, score: torch.Tensor | None, nq: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Return what multiplies each result: the score, or 1 by how many chose the query."""
     if score is not None:
         return score
     chosen = queries.long().clamp(min=0).flatten(2)
-    count = torch.zeros((*queries.shape[:2], nq), dtype=torch.float32)
-    count.scatter_add_(2, chosen, (queries.flatten(2) >= 0).float())
+    count = torch.zeros((*queries.shape[:2], nq), dtype=dtype)
+    count.scatter_add_(2, chosen, (queries.flatten(2) >= 0).to(dtype))
     found = 1.0 / count.gather(2, chosen).clamp(min=1.0)
     return found.view(queries.shape).masked_fill(queries < 0, 0.0)
 
@@ -50,7 +52,7 @@ def _member_attention(
     group = q.shape[1] // k.shape[1]
     wide = max(q.shape[3], v.shape[3])
     q_, k_, v_ = (torch.nn.functional.pad(x, (0, wide - x.shape[3])) for x in (q, k, v))
-    weights = _member_weights(queries, score, q.shape[2])
+    weights = _member_weights(queries, score, q.shape[2], exact)
     for b, h, c, rows, own, keep in _member_groups(queries, keys, rule, q, k, data):
         kv = h // group
         part, _ = _one_group(
@@ -72,7 +74,7 @@ def _member_gradients(
     dq, dk, dv = (torch.zeros(x.shape, dtype=exact) for x in (q, k, v))
     learned = None if score is None else torch.zeros_like(score)
     group = q.shape[1] // k.shape[1]
-    weights = _member_weights(queries, score, q.shape[2])
+    weights = _member_weights(queries, score, q.shape[2], exact)
     for b, h, c, rows, own, keep in _member_groups(queries, keys, rule, q, k, data):
         kv = h // group
         at, to, values = (x.to(exact) for x in (q[b, h, rows], k[b, kv, own], v[b, kv, own]))

@@ -190,6 +190,8 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
 
 def _minmax(scores: torch.Tensor, visible: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     """Return ``(s - least) / (largest - least)`` over a pool; 1 where all are equal."""
+    if not scores.numel():
+        return scores
     least = scores.masked_fill(~visible, float("inf")).amin(dims, keepdim=True)
     most = scores.masked_fill(~visible, float("-inf")).amax(dims, keepdim=True)
     wide = most > least

@@ -231,14 +231,16 @@ class _Select:
             text = f'_relu_heads(query{rows}, key, inputs["{score.weights}"][:, {rows[7:-1]}])'
         else:
             text = f"_product(query{rows}, key)"
-        factor = ""
+        out.line(f"scores = {text}{self._factor()}")
+
+    def _factor(self) -> str:
+        """Return what scales a product, as text behind it."""
+        score, factor = self.route.score, ""
         if score.scale == "head_dim":
             factor = " * q.shape[3] ** -0.5"
         elif score.scale is not None:
             factor = f" * {float(score.scale)!r}"
-        if score.divisor != 1:
-            factor += f" / {score.divisor}"
-        out.line(f"scores = {text}{factor}")
+        return factor if score.divisor == 1 else f"{factor} / {score.divisor}"
 
     def _reduce(self, step: int, start: str, stop: str) -> None:
         route, out = self.route, self.out
@@ -284,7 +286,8 @@ class _Select:
         if False in has:
             out.line('scores = scores.masked_fill(extra, float("-inf"))')
         kept = " | ".join(n for n, flag in (("counted", True), ("extra", False)) if flag in has)
-        flat = route.compete != "row" and route.query.kind != "last"
+        alone = isinstance(route.select, Above | Near)  # no pool: each score by itself
+        flat = route.compete != "row" and route.query.kind != "last" and not alone
         pooled, back = self._pool() if flat else ("", "")
         out.line(f"found = {self._selected(True in has, pooled)}{back}")
         if kept:
@@ -388,7 +391,7 @@ class _Select:
         else:
             roles = {i.role: i.name for i in self.routed.inputs if i.route == route.name}
             out.line(f'centroids = _wide(inputs["{roles["centroids"]}"])[None]')
-            factor = " * q.shape[3] ** -0.5" if route.score.scale == "head_dim" else ""
+            factor = self._factor()
             for side, x, rep in (("queries", "q", route.query_rep), ("keys", "k", route.key_rep)):
                 text = self._rep(rep, Grain(kind="token"), x, "", None)
                 out.line(f"scores = _nearness(centroids, {text}, q.shape[1]){factor}")
@@ -396,7 +399,7 @@ class _Select:
                     f'{side} = _chosen_tokens("{route.name}", scores, {count}, {first})'
                 )
         if route.combine == "score":
-            out.line("return queries, keys, _scores_of(scores, queries)")
+            out.line("return queries, keys, _scores_of(scores, queries, q)")
         else:
             out.line("return queries, keys")
 

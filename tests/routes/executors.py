@@ -53,8 +53,8 @@ class Call:
 
 def call_of(data: tuple[Any, Any, Any], inputs: Mapping[str, Any], dtype: torch.dtype) -> Call:
     """Return the tensors of a call, rounded to a dtype."""
-    q, k, v = (torch.from_numpy(np.ascontiguousarray(x)).to(dtype) for x in data)
-    given = {n: torch.from_numpy(np.ascontiguousarray(x)).to(dtype) for n, x in inputs.items()}
+    q, k, v = (torch.tensor(x.tolist(), dtype=dtype).reshape(x.shape) for x in data)
+    given = {n: torch.tensor(x.tolist(), dtype=dtype).reshape(x.shape) for n, x in inputs.items()}
     return Call(q, k, v, given)
 
 
@@ -172,12 +172,14 @@ def check_output(
     scale: float | None = None,
 ) -> None:  # fmt: skip
     """Compare out, and the log-sum-exp where there is one, with float64 by the error rule."""
-    given = {} if selection is None else {"selection": selection}
+    given: dict[str, Any] = {} if selection is None else {"selection": selection}
     attend = dense(attention, call, scale)
     has_lse = isinstance(attention, Pattern) or (
         isinstance(attention, Routed) and attention.routes[0].emit != "members"
     )
-    result = op(call.q, call.k, call.v, **given, scale=scale, return_lse=has_lse, **call.inputs)
+    if has_lse:
+        given["return_lse"] = True
+    result = op(call.q, call.k, call.v, **given, scale=scale, **call.inputs)
     if has_lse:
         assert isinstance(attention, Pattern | Routed)
         base = attention.base if isinstance(attention, Routed) else attention
@@ -204,8 +206,15 @@ def within(name: str, found: Tensor, right: Tensor, near: Tensor, dtype: torch.d
     assert torch.isfinite(found).all()
     error = float((found.double() - right.double()).abs().max())
     dense_error = float((near.double() - right.double()).abs().max())
-    allowed = out_allowance(dtype, dense_error, float(right.abs().max()))
+    allowed = _allowed(dtype, dense_error, float(right.abs().max()))
     assert error <= allowed, f"{name} is {error:.2e} off, {allowed:.2e} is allowed"
+
+
+def _allowed(dtype: torch.dtype, dense_error: float, largest: float) -> float:
+    """Return the error allowed; no dense form is more exact than float64, which has 256 ulp."""
+    if dtype == torch.float64:
+        return 2.0**-44 * largest
+    return out_allowance(dtype, dense_error, largest)
 
 
 # ------------------------------------------------------------------------------------ gradients
@@ -248,11 +257,13 @@ def check_gradients(op: Op, attention: AnyAttention, call: Call, seed: int = 0) 
     own = grads(lambda q, k, v, inputs: op(q, k, v, **inputs), None)
     right = grads(lambda q, k, v, inputs: attend(q, k, v, inputs, True)[0], torch.float64)
     near = grads(lambda q, k, v, inputs: attend(q, k, v, inputs, False)[0], None)
-    largest = max(float(g.abs().max()) for g in right)
+    largest = max(float(g.abs().max()) for g in right if g.numel())
     for name, found, exact, rough in zip(names, own, right, near, strict=True):
+        if not found.numel():
+            continue
         error = float((found.double() - exact).abs().max())
         dense_error = float((rough.double() - exact).abs().max())
-        allowed = out_allowance(call.q.dtype, dense_error, largest)
+        allowed = _allowed(call.q.dtype, dense_error, largest)
         assert error <= allowed, f"d{name} is {error:.2e} off, {allowed:.2e} is allowed"
 
 

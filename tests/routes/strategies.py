@@ -153,4 +153,4 @@ def shapes(draw: Any, square: bool = False) -> Shape:
     hq, hkv = draw(HEADS)
     nq = draw(LENGTHS)
     nk = nq if square or draw(BOOLS) else draw(LENGTHS)
-    return Shape(b=1 if draw(BOOLS) else 2, hq=hq, hkv=hkv, nq=nq, nk=nk, d=4, dv=3)
+    return Shape(b=1 if draw(BOOLS) else 2, hq=hq, hkv=hkv, nq=nq, nk=nk, d=16, dv=16)

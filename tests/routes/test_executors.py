@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
 from torch import Tensor
 
 from attnc.compiler.ir.routed import Combined
 from tests.routes.cases import CASES
-from tests.routes.data import real
+from tests.routes.compiled import compiled, op_of, trained
+from tests.routes.data import exact, real, tied
 from tests.routes.dense_op import DenseOp
 from tests.routes.executors import (
     Call,
@@ -21,6 +23,8 @@ from tests.routes.executors import (
     check_output,
     check_selection,
 )
+from tests.routes.strategies import attentions, shapes
+from tests.routes.test_references import OUTPUTS, ROUNDED
 
 
 def made(name: str, dtype: torch.dtype = torch.float32, **sizes: int) -> tuple[Any, Call]:
@@ -94,3 +98,76 @@ def test_other_gradients_are_found() -> None:
     method, call = made("moba")
     with pytest.raises(AssertionError):
         check_gradients(Wrong(method, "scale"), method, call)
+
+
+# ------------------------------------------------------------------------------- compiled, on CPU
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+PLAIN = [n for n, case in CASES.items() if case.fixed is None]
+SIZES: list[dict[str, int]] = [
+    {"nq": 1, "nk": 1}, {"nq": 7, "nk": 7}, {"nq": 64, "nk": 64}, {"hkv": 4}, {"hkv": 1, "b": 1},
+]  # fmt: skip
+
+
+def check_all(name: str, call: Call) -> None:
+    """Compare selection, results and gradients of a compiled op with the oracle."""
+    method, op = CASES[name](), op_of(name)
+    selection = None if isinstance(method, Combined) else check_selection(op, method, call)
+    check_output(op, method, call)
+    if selection is not None:
+        check_output(op, method, call, selection)
+    with trained(op):
+        check_gradients(op, method, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_method_in_every_type(name: str, dtype: torch.dtype) -> None:
+    check_all(name, made(name, dtype, d=16, dv=16)[1])
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_method_at_other_sizes(name: str, sizes: dict[str, int]) -> None:
+    sizes = {**sizes, "d": 16, "dv": 16}
+    if CASES[name].decode and "nq" in sizes:
+        sizes["nq"] = min(sizes["nq"], 3)
+    check_all(name, made(name, torch.float32, **sizes)[1])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"nq": 5, "nk": 37}, {"nq": 37, "nk": 5}, {"nq": 1, "nk": 40}], ids=str
+)
+@pytest.mark.parametrize("name", ["moba", "vmoba", "minference_block", "sla", "sparge", "dsa"])
+def test_other_lengths_than_those_of_the_keys(name: str, sizes: dict[str, int]) -> None:
+    check_all(name, made(name, torch.float32, d=16, dv=16, **sizes)[1])
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ROUNDED and n not in OUTPUTS])
+@pytest.mark.parametrize("data", [tied, exact])
+def test_equals_are_taken_in_order(name: str, data: Any) -> None:
+    shape = CASES[name].shape(d=16, dv=16, nk=40, **({} if CASES[name].decode else {"nq": 40}))
+    inputs = CASES[name].inputs(shape, np.random.default_rng(2))
+    method = CASES[name]()
+    check_selection(op_of(name), method, call_of(data(shape, 6), inputs, torch.float32))
+
+
+@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(attentions(), shapes())
+def test_any_route(method: Any, shape: Any) -> None:
+    """Random routes: every combination of grains, scores, reductions, pools, budgets, keeps."""
+    call = call_of(real(shape), {}, torch.float64)
+    op = compiled(method, shape.d, shape.dv)
+    selection = check_selection(op, method, call)
+    check_output(op, method, call, selection)
+    with trained(op):
+        check_gradients(op, method, call)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(attentions(), shapes())
+def test_any_route_widely(method: Any, shape: Any) -> None:
+    call = call_of(real(shape), {}, torch.float64)
+    op = compiled(method, shape.d, shape.dv)
+    check_output(op, method, call, check_selection(op, method, call))
