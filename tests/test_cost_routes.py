@@ -14,7 +14,8 @@ from attnc.compiler import route_oracle as oracle
 from attnc.compiler.cost.predict import Setting
 from attnc.compiler.cost.route_density import Sample, expected, union
 from attnc.compiler.cost.route_report import explain_text
-from attnc.compiler.cost.routes import crossover, is_causal, route_cost
+from attnc.compiler.cost.route_sum import sum_cost
+from attnc.compiler.cost.routes import is_causal, route_cost
 from attnc.compiler.ir.route import Ratio
 from attnc.compiler.ir.routed import Routed
 from tests import published_routes as published
@@ -200,9 +201,32 @@ def test_a_route_that_selects_everything_never_wins() -> None:
         zoo.minference_block(64),
         routes=(replace(zoo.minference_block(64).routes[0], select=Ratio(share=Fraction(1))),),
     )
-    assert crossover(everything, setting()) is None
-    (said,) = route_cost(everything, setting()).warnings
+    found = route_cost(everything, setting())
+    assert found.crossover is None
+    (said,) = found.warnings
     assert "at no length" in said
+
+
+def test_a_gated_sum_is_its_terms_and_adding_them() -> None:
+    """NSA: compressed keys, selected blocks, a window; the first needs its number of keys."""
+    method = zoo.nsa(64, 16, (32, 16), 512)
+    long = setting(65536, 64, kv_heads=4)
+    with pytest.raises(ValueError, match="`nsa` needs the number of keys of `compressed`"):
+        sum_cost(method, long)
+    with pytest.raises(ValueError, match="`nsa` has no stream of keys `other`"):
+        sum_cost(method, long, {"compressed": 4095, "other": 1})
+    found = sum_cost(method, long, {"compressed": 4095})
+    alone = route_cost(zoo.nsa_selected(64, 16, (32, 16)), long, search=False)
+    assert [k.name for k in found.kernels][-1] == "merge"
+    assert found.part_us("score", "select", "attend") == pytest.approx(
+        alone.part_us("score", "select", "attend")
+    )
+    assert found.time_us > alone.time_us
+    assert found.speedup_over_dense > 1
+    assert found.crossover is not None
+    assert found.crossover < 65536
+    assert str(found)
+    assert explain_text(found)
 
 
 def test_only_a_forward_is_modelled() -> None:

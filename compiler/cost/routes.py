@@ -14,7 +14,7 @@ published times.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,12 +161,18 @@ def route_cost(
     found = RoutedPrediction(
         pattern=routed.name, setting=setting, routes=tuple(shares), kernels=tuple(kernels),
         density=1 - missing, dense=dense, plain_dense_us=plain.time_us, crossover=None,
-        warnings=(), assumptions=_assumptions(device, shares),
+        warnings=(), assumptions=assumptions(device, shares),
     )  # fmt: skip
     if not search:
         return found
-    cross = crossover(routed, setting, samples)
-    return replace(found, crossover=cross, warnings=_warnings(found, cross))
+    if routed.base.query_space is not None or routed.base.key_space is not None:
+        return with_crossover(found, None)
+
+    def at(n: int) -> RoutedPrediction:
+        nq = n if setting.nq == setting.nk else setting.nq
+        return route_cost(routed, replace(setting, nq=nq, nk=n), samples, search=False)
+
+    return with_crossover(found, crossover(at))
 
 
 def is_causal(base: Pattern) -> bool:
@@ -321,20 +327,14 @@ def _whole(
     )
 
 
-def crossover(
-    routed: Routed, setting: Setting, samples: Mapping[str, Sample] | None = None
-) -> int | None:
-    """Return the shortest length from which the route is faster than dense, None if there is none.
+def crossover(at: Callable[[int], RoutedPrediction]) -> int | None:
+    """Return the shortest length from which a route is faster than dense, None if there is none.
 
-    Lengths double from 1024, then the last interval is halved to a fortieth. None also where spaces
-    fix the lengths.
+    Lengths double from 1024, then the last interval is halved to a fortieth.
     """
-    if routed.base.query_space is not None or routed.base.key_space is not None:
-        return None
 
     def wins(n: int) -> bool:
-        nq = n if setting.nq == setting.nk else setting.nq
-        found = route_cost(routed, replace(setting, nq=nq, nk=n), samples, search=False)
+        found = at(n)
         return found.time_us < found.dense.time_us
 
     lengths = [1024 << i for i in range(12)]
@@ -351,18 +351,20 @@ def crossover(
     return high
 
 
-def _warnings(found: RoutedPrediction, cross: int | None) -> tuple[str, ...]:
+def with_crossover(found: RoutedPrediction, cross: int | None) -> RoutedPrediction:
+    """Return a prediction with its crossover, and the warning of one that cannot win."""
     slower = found.time_us / found.dense.time_us if found.dense.time_us else 0.0
     if slower <= 1:
-        return ()
+        return replace(found, crossover=cross)
     then = "at no length up to two million tokens" if cross is None else f"from n = {cross:,} on"
-    return (
+    said = (
         f"the route cannot win at n = {found.setting.nk:,}: it takes {slower:.2f} times as long as "
-        f"dense attention; it is faster {then}",
+        f"dense attention; it is faster {then}"
     )
+    return replace(found, crossover=cross, warnings=(said,))
 
 
-def _assumptions(device: Device, shares: list[RouteShare]) -> tuple[str, ...]:
+def assumptions(device: Device, shares: list[RouteShare]) -> tuple[str, ...]:
     measured = [share.name for share in shares if share.measured]
     said = f"measured for {', '.join(measured)}, else " if measured else ""
     return (

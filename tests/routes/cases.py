@@ -31,7 +31,9 @@ from tests.routes.zoo_ir import (
     sla,
     snapkv,
     sparge,
+    sparse_vggt,
     sparsed,
+    sparsifiner,
     top_theta,
     vmoba,
     vmoba_cells,
@@ -110,6 +112,10 @@ def _pca(s: Shape, rng: np.random.Generator) -> Inputs:
     return {"q_pca": whole(rng, s.b, s.hq, s.nq, 3), "k_pca": whole(rng, s.b, s.hkv, s.nk, 3)}
 
 
+def _low(s: Shape, rng: np.random.Generator) -> Inputs:
+    return {"q_low": whole(rng, s.b, s.hq, s.nq, 2), "k_low": whole(rng, s.b, s.hkv, s.nk, 2)}
+
+
 def _router(s: Shape, rng: np.random.Generator) -> Inputs:
     order = [[rng.permutation(s.nk) for _ in range(s.hq)] for _ in range(s.b)]
     return {"router": (np.array(order) + 1) / 64}
@@ -162,4 +168,6 @@ CASES: dict[str, Case] = {
     "sparge": Case(sparge),
     "sparge_causal": Case(sparge, args={"visible": "reached"}),
     "sparsed": Case(sparsed),
+    "sparse_vggt": Case(sparse_vggt),
+    "sparsifiner": Case(sparsifiner, _low),
 }  # fmt: skip

@@ -172,6 +172,30 @@ def sparsed(q: Floats, k: Floats, inputs: Inputs, share: Fraction = Fraction(2, 
     return mask
 
 
+def sparse_vggt(q: Floats, k: Floats, inputs: Inputs) -> Bools:
+    """Of blocks in descending order: a third of them, or more if these are not 7/8 of the mass."""
+    mask, _, nq, nk = empty(q, k)
+    scores = _by_means(q, k, 16, 8)
+    parts = blocks(nk, 8)
+    for h, (i, rows) in product(range(len(q)), enumerate(blocks(nq, 16))):
+        p = probabilities({j: scores[h, i, j] / math.sqrt(q.shape[2]) for j in range(len(parts))})
+        count = max(len(parts) // 3, 1, len(until(p, Fraction(7, 8))))
+        for j in top(p, count):
+            mask[h, rows[0] : rows[-1] + 1, list(parts[j])] = True
+    return mask
+
+
+def sparsifiner(q: Floats, k: Floats, inputs: Inputs) -> Bools:
+    """Each query takes a quarter of the keys by its low-rank scores; query 0 takes all."""
+    mask, group, nq, nk = empty(q, k)
+    for h, t in product(range(len(q)), range(nq)):
+        low = inputs["k_low"][h // group]
+        scores = {s: float(inputs["q_low"][h, t] @ low[s]) for s in range(nk)}
+        for s in top(scores, nk if t == 0 else max(nk // 4, 1)):
+            mask[h, t, s] = True
+    return mask
+
+
 # ------------------------------------------------------------------------------------- outputs
 
 

@@ -55,6 +55,8 @@ MASKS: dict[str, Callable[..., Bools]] = {
     "sparge": vision.sparge,
     "sparge_causal": partial(vision.sparge, causal=True),
     "sparsed": vision.sparsed,
+    "sparse_vggt": vision.sparse_vggt,
+    "sparsifiner": vision.sparsifiner,
 }
 OUTPUTS: dict[str, Callable[..., Floats]] = {
     "mosa": vision.mosa,
@@ -65,9 +67,9 @@ OUTPUTS: dict[str, Callable[..., Floats]] = {
 }
 ROUNDED = {
     "nsa_selected", "nsa_learned", "infllm_v2", "minference_vertical_slash", "flexprefill",
-    "xattention", "snapkv", "snapkv_max", "sparge", "sparge_causal", "sparsed", "vmoba_mass",
-    "vmoba_mass_row", "moba_wide", "vmoba_cells", "biformer", "sla", "nsa", "routing_transformer",
-    "routing_transformer_open",
+    "sparse_vggt", "xattention", "snapkv", "snapkv_max", "sparge", "sparge_causal", "sparsed",
+    "vmoba_mass", "vmoba_mass_row", "moba_wide", "vmoba_cells", "biformer", "sla", "nsa",
+    "routing_transformer", "routing_transformer_open",
 }  # fmt: skip
 """Methods whose scores are rounded, so that equals may come out apart: no data with ties."""
 

@@ -381,6 +381,33 @@ def sparge(
     return routed(route, base="k >= 0" if visible == "all" else "k <= q")
 
 
+def sparse_vggt(
+    queries: int = 16, tokens: int = 8, share: Fraction = Fraction(1, 3),
+    mass: Fraction = Fraction(7, 8),
+) -> Routed:  # fmt: skip
+    """Sparse VGGT: the larger of a share of the blocks and a mass: both, of the same order."""
+    by_share = Route(
+        name="by_share", query=block(queries), key=block(tokens), query_rep=MEAN, key_rep=MEAN,
+        score=SCALED, visible="all", norm="softmax", select=Ratio(share=share),
+    )  # fmt: skip
+    by_mass = replace(by_share, name="by_mass", select=TopP(mass=mass))
+    return routed(by_share, by_mass, base="k >= 0")
+
+
+def sparsifiner(share: Fraction = Fraction(1, 4)) -> Routed:
+    """Sparsifiner: a share of the tokens by low-rank scores; the class token sees all."""
+    route = Route(
+        name="sparsifiner", query=TOKEN, key=TOKEN, query_rep=Rep(kind="external", input="q_low"),
+        key_rep=Rep(kind="external", input="k_low"), score=DOT, visible="all",
+        select=Ratio(share=share),
+    )  # fmt: skip
+    inputs = (
+        RouteInput(name="q_low", route="sparsifiner", role="q rep"),
+        RouteInput(name="k_low", route="sparsifiner", role="k rep"),
+    )
+    return routed(route, base="k >= 0", kept="q == 0", inputs=inputs)
+
+
 def sparsed(tokens: int = 8, share: Fraction = Fraction(2, 5)) -> Routed:
     """SparseD: blocks by the mean of the true probabilities in them."""
     route = Route(
