@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from attnc.codegen.cpu_box_text import emit_cpu_boxes
@@ -43,7 +44,7 @@ def emit_cpu(plan: CpuPlan) -> str:
     A plan that is completed at the call is printed by ``data.py``.
     """
     if is_gathered(plan):
-        return emit_gathered(plan)
+        return _emit_channel_tiles(plan) + emit_gathered(plan)
     imports, executor = pasted(PASTED + _more(plan))
     out = Writer()
     out.line(imports)
@@ -77,6 +78,23 @@ def emit_cpu(plan: CpuPlan) -> str:
         out.line("given = (q, k, v, out, lse, grad_out, grad_lse)")
         out.line(f"grads = {forward}_backward({what}, *given, scale, needs)")
         out.line("return *grads, [None for tensors in extra[:1] for _ in tensors]")
+    return out.text()
+
+
+def _emit_channel_tiles(plan: CpuPlan) -> str:
+    """Print the strips of a gathered plan whose score may be channels of q and k, if it has any."""
+    if plan.channels is None:
+        return ""
+    out = Writer()
+    imports, executor = pasted(("cpu_schedule.py", "cpu_executor.py"))
+    out.line(imports)
+    out.line()
+    out.line(executor)
+    out.line()
+    out.line()
+    _emit_tiles(out, replace(plan, strips=plan.channels.strips), "", "_CPU_TILES")
+    out.line()
+    out.line()
     return out.text()
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from attnc.codegen.predicate import TILE_RANGES, HostDialect
-from attnc.codegen.score import emit_score, is_additive
+from attnc.codegen.score import emit_channels, emit_score, is_additive
 from attnc.codegen.simplify import from_first
 from attnc.codegen.slopes import emit_sink_slopes, emit_slopes
 from attnc.codegen.tile_test import TileTest, host_dialect
@@ -74,7 +74,8 @@ def emit_gathered(plan: CpuPlan) -> str:
     """
     out = Writer()
     imports, body = pasted(
-        "cpu_diagonals.py", "cpu_gathered.py", "cpu_windows.py", "cpu_gathered_backward.py"
+        "cpu_diagonals.py", "cpu_gathered.py", "cpu_windows.py", "cpu_gathered_backward.py",
+        *([] if plan.channels is None else ["cpu_channels.py"]),
     )
     out.line(imports)
     out.line()
@@ -103,13 +104,20 @@ def emit_gathered(plan: CpuPlan) -> str:
         out.line(emit_sink_slopes(pattern.sink, dialect, kv_heads=pattern.kv_heads))
         out.line()
         settings += ["sink=_sink", "sink_slopes=_sink_slopes"]
+    if plan.channels is not None:
+        out.line(emit_channels(plan.channels, dialect))
+        out.line()
     out.line(f"_CPU_PLAN = _Gathered({', '.join(settings)})")
     out.line()
     out.line()
     with out.block("def _cpu_forward(q, k, v, scale, *extra):"):
         out.line('"""Run the executor. Shape: out ``[B, Hq, Q, Dv]``, lse ``[B, Hq, Q]``."""')
         out.line(f"data = {data_text(pattern)}")
-        out.line("return _gathered_attention(_CPU_PLAN, q, k, v, scale, data)")
+        if plan.channels is None:
+            out.line("return _gathered_attention(_CPU_PLAN, q, k, v, scale, data)")
+        else:
+            out.line("how = (_CPU_PLAN, _CPU_TILES, _channels)")
+            out.line("return _attend_by_channels(*how, q, k, v, scale, data)")
     out.line()
     out.line()
     with out.block(

@@ -18,6 +18,7 @@ from attnc.codegen.triton_predicate import TritonDialect
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.plan import Channels
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -43,6 +44,20 @@ def emit_score(score: sc.RealExpr, dialect: HostDialect, name: str = "_score") -
         out.line('"""The score of a pair before the mask; `dot` is the scaled product."""')
         out.line("dtype = dot.dtype if isinstance(dot, torch.Tensor) else torch.float64")
         out.line(f"return _real({TorchScore(dialect).text(score)}, dtype)")
+    return out.text()
+
+
+def emit_channels(channels: Channels, dialect: HostDialect) -> str:
+    """Print what a CPU plan has as channels, as a torch function of lists and of a row's term."""
+    out, score = Writer(), TorchScore(dialect)
+    with out.block("def _channels(q, k, h, b, nq, nk, data, dtype):"):
+        out.line('"""The factors of a query, those of a key, and what is added once a row."""')
+        for name, side in (("of_query", channels.of_query), ("of_key", channels.of_key)):
+            with out.block(f"{name} = ["):
+                for factor in side:
+                    out.line(f"_real({score.text(factor)}, dtype),")
+            out.line("]")
+        out.line(f"return of_query, of_key, _real({score.text(channels.of_row)}, dtype)")
     return out.text()
 
 

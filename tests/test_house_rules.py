@@ -26,9 +26,9 @@ BY_NAME = {str(p.relative_to(ROOT)): p for p in SOURCES}
 PASTED = tuple(
     f"codegen/{name}.py"
     for name in (
-        "box_tables", "cpu_backward", "cpu_boxes", "cpu_diagonals", "cpu_distances", "cpu_executor",
-        "cpu_gathered", "cpu_gathered_backward", "cpu_parts", "cpu_schedule", "cpu_windows",
-        "decode_contract", "decode_cpu", "learned_sums", "op_contract", "op_inputs",
+        "box_tables", "cpu_backward", "cpu_boxes", "cpu_channels", "cpu_diagonals", "cpu_distances",
+        "cpu_executor", "cpu_gathered", "cpu_gathered_backward", "cpu_parts", "cpu_schedule",
+        "cpu_windows", "decode_contract", "decode_cpu", "learned_sums", "op_contract", "op_inputs",
         "op_registration", "routed_contract", "routes/attend_cpu", "routes/attend_cpu_backward",
         "routes/choose", "routes/members_cpu", "routes/scores", "tables", "tile_bounds",
         "transforms", "varlen_contract",

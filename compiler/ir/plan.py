@@ -203,6 +203,21 @@ class CpuDistances:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Channels:
+    """CPU: the terms of a score as ``sum(of_query[i] * of_key[i]) + of_row``.
+
+    Those of the query may depend on the head, those of the key do not. They are channels of q and k
+    in a forward of float32 or float64, which walks the ``strips`` of the mask; elsewhere the score
+    is evaluated pair by pair by the gathered executor.
+    """
+
+    of_query: tuple[RealExpr, ...]
+    of_key: tuple[RealExpr, ...]
+    of_row: RealExpr
+    strips: tuple[Strip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CpuPlan:
     """The CPU executor's strips (pairwise disjoint; results merge by log-sum-exp).
 
@@ -228,6 +243,7 @@ class CpuPlan:
     parts: tuple[CpuPart | CpuDistances, ...] = ()
     boxes: GridMask | None = None
     by_distance: Literal["", "score", "all"] = ""
+    channels: Channels | None = None
 
     @property
     def tiling(self) -> Tiling:

@@ -151,6 +151,10 @@ def _plan(plan: Plan) -> list[str]:
     if plan.cpu.by_distance:
         mask = " and masks" if plan.cpu.by_distance == "all" else ""
         lines.append(f"  score terms{mask} by distance")
+    if plan.cpu.channels is not None:
+        sides = zip(plan.cpu.channels.of_query, plan.cpu.channels.of_key, strict=True)
+        lines += [f"  channel {sc.show(a)} of the query, {sc.show(b)} of the key" for a, b in sides]
+        lines.append(f"  once a row {sc.show(plan.cpu.channels.of_row)}")
     lines += [_segment(segment) for segment in plan.cpu.segments]
     lines += _data(plan.cpu.data)
     lines += map(_strip, plan.cpu.strips)

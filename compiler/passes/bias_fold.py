@@ -24,7 +24,7 @@ from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import BiasFold
+from attnc.compiler.ir.plan import BiasFold, Channels
 from attnc.compiler.passes.bands import distances
 from attnc.compiler.passes.tiles import DType
 
@@ -36,6 +36,9 @@ ORIGIN = "q0"
 
 FREE: dict[DType, float] = {"fp32": 2.0, "bf16": 8192.0, "fp16": 1024.0}
 """Largest spread of folded terms over half a tile: see above."""
+
+MAX_CHANNELS = 4
+"""On a CPU a channel costs about what adding a mask does, which has to be made besides."""
 
 SHARE = 8
 """The question for a sign gets one part in so many of isl's budget."""
@@ -94,6 +97,54 @@ def by_distance(pattern: Pattern) -> Literal["", "score", "all"]:
             return "score" if distances(pattern.predicate) is None else "all"
     except sets.OverBudget:
         return "score"
+
+
+def channels(pattern: Pattern) -> Channels | None:
+    """Write the terms of a score as products of one of the query and one of the key, if they are.
+
+        dot + a[h][q] * b[k] + c[k]   -->   a[h][q] against b[k], 1 against c[k]
+
+    None where a term is no such product, where they are more than ``MAX_CHANNELS``, or where the
+    distance says it all, which is cheaper, or beside a sink. Terms of the query alone leave the
+    softmax.
+    """
+    if pattern.score is None or pattern.sink is not None or by_distance(pattern):
+        return None
+    parts = _addends(pattern.score)
+    added = [part for part in parts if part != sc.Dot()]
+    if len(added) != len(parts) - 1:
+        return None
+    pairs: dict[sc.RealExpr, sc.RealExpr] = {}  # what a query has, and the sum of what meets it
+    rest: list[sc.RealExpr] = []
+    for part in added:
+        if not sc.free_vars(part) & {"k"} and _sides(part) != frozenset("qk"):
+            rest.append(part)
+            continue
+        of_query: sc.RealExpr = sc.RealConst(1.0)
+        of_key: sc.RealExpr = sc.RealConst(1.0)
+        for factor in _factors(part):
+            used = sc.free_vars(factor)
+            if "k" not in used and _sides(factor) != frozenset("qk"):
+                of_query = sc.real_mul(of_query, factor)
+            elif not used & {"q", "h"} and _sides(factor) != frozenset("qk"):
+                of_key = sc.real_mul(of_key, factor)
+            else:
+                return None
+        met = pairs.get(of_query)
+        pairs[of_query] = of_key if met is None else sc.real_add(met, of_key)
+    if not 0 < len(pairs) <= MAX_CHANNELS:
+        return None
+    row = sc.real_add(*rest) if rest else sc.RealConst(0.0)
+    return Channels(of_query=tuple(pairs), of_key=tuple(pairs.values()), of_row=row)
+
+
+def _factors(expr: sc.RealExpr) -> tuple[sc.RealExpr, ...]:
+    match expr:
+        case sc.RealMul(left, right):
+            return (*_factors(left), *_factors(right))
+        case sc.RealDiv(left, right):
+            return (*_factors(left), sc.real_div(sc.RealConst(1.0), right))
+    return (expr,)
 
 
 def pair_terms(score: sc.RealExpr) -> int:

@@ -161,6 +161,11 @@ def _notes_of_parts(
             notes.append(f"{where} walks {count}{said}")
     if cpu.by_distance:
         notes.append("on a CPU score terms are evaluated once for each distance, not for each pair")
+    if cpu.channels is not None:
+        notes.append(
+            f"on a CPU score terms are {len(cpu.channels.of_key)} more channels of q and k in a "
+            "forward of float32 or float64; half types and the backward add them pair by pair"
+        )
     if cpu.boxes is not None:
         box = "x".join(map(str, cpu.boxes.tiling.query))
         notes.append(f"on a CPU the executor walks boxes of {box} queries, with the keys they need")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnc.compiler.ir.blockmask import BlockMask, Tiling
 from attnc.compiler.ir.pattern import Pattern
-from attnc.compiler.ir.plan import CpuDistances, CpuPart, CpuPlan, Segment, Strip
-from attnc.compiler.passes.bias_fold import Bias, by_distance
+from attnc.compiler.ir.plan import Channels, CpuDistances, CpuPart, CpuPlan, Segment, Strip
+from attnc.compiler.passes.bias_fold import Bias, by_distance, channels
 from attnc.compiler.passes.cpu_boxes import build_boxes
 from attnc.compiler.passes.cpu_distances import split_distances
 from attnc.compiler.passes.data_form import tiles_of
@@ -68,7 +70,16 @@ def build_cpu(
     return CpuPlan(
         block_mask=mask, strips=(), segments=segments, data=data,
         by_distance="" if bias == "add" else by_distance(pattern),
+        channels=None if bias == "add" or data is not None else _channels(pattern, tiling),
     )
+
+
+def _channels(pattern: Pattern, tiling: Tiling) -> Channels | None:
+    """Return the score as channels of q and k, which leaves strips of the mask alone."""
+    found = channels(pattern)
+    if found is None:
+        return None
+    return replace(found, strips=_strips(replace(pattern, score=None), tiling))
 
 
 def _cost(work: Work) -> float:
