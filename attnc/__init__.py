@@ -21,8 +21,9 @@ if not (_here / "dsl").is_dir() and (_here.parent / "dsl" / "grammar.lark").is_f
 
 if TYPE_CHECKING:
     from attnc import nn as nn
-    from attnc.api import Blocks, Pattern, compile, load, parse, zoo
+    from attnc.api import Blocks, Pattern, compile, load, parse
     from attnc.dsl.diagnostics import CompileError, Diagnostic
+    from attnc.library import zoo
 
 __all__ = [
     "Blocks",
@@ -38,8 +39,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Blocks", "Pattern", "compile", "load", "parse", "zoo"):
+    if name in ("Blocks", "Pattern", "compile", "load", "parse"):
         from attnc import api as home
+    elif name == "zoo":
+        from attnc import library as home  # type: ignore[no-redef]
     elif name in ("CompileError", "Diagnostic"):
         from attnc.dsl import diagnostics as home  # type: ignore[no-redef]
     elif name == "nn":  # loads torch, so it is no part of `from attnc import *`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from attnc.compiler.ir.plan import DataTiles
+    from attnc.compiler.ir.routed import AnyAttention
     from attnc.compiler.loaded import Loaded
     from attnc.dsl.diagnostics import Diagnostic
     from attnc.runtime.op import Op
@@ -59,6 +60,13 @@ class Pattern(Costed):
         Raises: CompileError where a size that must be known (a head count, say) is not.
         """
         return self._source if isinstance(self._source, pat.Pattern) else self._source.ir
+
+    @property
+    def routed(self) -> AnyAttention | None:
+        """The IR of what is chosen by content, None for a pattern whose pairs are known."""
+        if isinstance(self._source, pat.Pattern) or not self._source.is_routed:
+            return None
+        return self._source.routed
 
     @property
     def name(self) -> str:
@@ -200,12 +208,18 @@ class Pattern(Costed):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern):
             return False
-        return self._source is other._source or self.ir == other.ir
+        if self._source is other._source:
+            return True
+        if self.routed is not None or other.routed is not None:
+            return self.routed == other.routed
+        return self.ir == other.ir
 
     def __hash__(self) -> int:
-        return hash(self.ir)
+        return hash(self.routed or self.ir)
 
     def __repr__(self) -> str:
+        if self.routed is not None:
+            return f"<attnc attention {self.name}, chosen by content>"
         words = [self.name, *(f"{name}={value}" for name, value in self.ir.params)]
         heads = "" if self.heads is None else f", {self.heads} heads"
         return f"<attnc pattern {' '.join(words)}{heads}>"
@@ -307,57 +321,6 @@ class Blocks:
         )
 
 
-class Zoo:
-    """The published patterns that come with attnc: ``zoo.longformer(window=8)``, ``zoo["name"]``.
-
-    ``dir(zoo)``, ``list(zoo)`` and ``len(zoo)`` go over their names.
-    """
-
-    def __getattr__(self, name: str) -> Callable[..., Pattern]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except KeyError as unknown:
-            raise AttributeError(unknown.args[0]) from None
-
-    def __getitem__(self, name: str) -> Callable[..., Pattern]:
-        from attnc.compiler import driver
-        from attnc.dsl.suggest import did_you_mean
-
-        names = driver.zoo_names()
-        if name not in names:
-            hint = did_you_mean(name, names) or f"there are {', '.join(names)}"
-            raise KeyError(f"the zoo has no pattern {name!r}; {hint}")
-
-        def make(**params: object) -> Pattern:
-            return _faced(driver.loaded_zoo(name, params))
-
-        make.__name__ = make.__qualname__ = name
-        make.__doc__ = driver.zoo_text(name)
-        return make
-
-    def __iter__(self) -> Iterator[str]:
-        from attnc.compiler import driver
-
-        return iter(driver.zoo_names())
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, name: object) -> bool:
-        return name in list(iter(self))
-
-    def __dir__(self) -> list[str]:
-        return list(self)
-
-    def __repr__(self) -> str:
-        return f"<attnc zoo: {', '.join(self)}>"
-
-
-zoo = Zoo()
-
-
 def load(path: str | Path, pattern: str | None = None, **params: object) -> Pattern:
     """Load a pattern from an ``.attn`` file.
 
@@ -371,7 +334,7 @@ def load(path: str | Path, pattern: str | None = None, **params: object) -> Patt
     if not isinstance(path, str | os.PathLike):  # open() would take an int for a descriptor
         raise ValueError(f"path must be a str or a path, got {type(path).__name__}")
     _name_or_none(pattern)
-    return _faced(driver.loaded_file(path, pattern, params))
+    return faced(driver.loaded_file(path, pattern, params))
 
 
 def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
@@ -381,7 +344,7 @@ def parse(text: str, pattern: str | None = None, **params: object) -> Pattern:
     if not isinstance(text, str):
         raise ValueError(f"text must be a str, got {type(text).__name__}; attnc.load reads a file")
     _name_or_none(pattern)
-    return _faced(driver.loaded_text(text, pattern, params))
+    return faced(driver.loaded_text(text, pattern, params))
 
 
 def _name_or_none(pattern: object) -> None:
@@ -389,7 +352,8 @@ def _name_or_none(pattern: object) -> None:
         raise ValueError(f"pattern must be the name of one, got {type(pattern).__name__}")
 
 
-def _faced(loaded: Loaded) -> Pattern:
+def faced(loaded: Loaded) -> Pattern:
+    """Return what was loaded as a pattern, after it was lowered as far as that can be."""
     loaded.lower_early()
     return Pattern(loaded)
 
@@ -410,6 +374,9 @@ def compile(
     cache: bool = True,
 ) -> Op:
     """Compile a pattern to an op, called ``op(q, k, v, *, scale=None, return_lse=False)``.
+
+    What is chosen by content becomes a ``RoutedOp``, which has ``select`` and takes ``selection=``;
+    a sum of attentions a ``CombinedOp``.
 
     Args:
         head_dim: width of q and k, 16 to 256; value_dim is that of v, the same when not given.
@@ -450,6 +417,12 @@ def compile(
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
         cpu_tile=cpu_tile, align=align, orders=orders, bias=bias,
     )
+    if p.routed is not None:
+        from attnc.runtime.combined import compile_any
+
+        routed = compile_any(p.routed, chosen, folder=folder, keep=cache)
+        routed.pattern = p
+        return routed
     op = compile_pattern(p.ir, chosen, folder=folder, keep=cache)
     op.pattern = p
     return op

@@ -136,8 +136,22 @@ def markdown() -> str:
         said = [field for field in FIELDS[:-1] if field in shown.fields]
         parts += [f"- **{field}.** {shown.fields[field]}" for field in said]
         parts.append(f"\n```attn file\n{_body(shown.text)}```\n")
+    parts.append(_ROUTES)
+    for name in driver.zoo_routes():
+        shown = entry(name)
+        parts.append(f"## {name}\n\n{shown.title}\n")
+        said = [field for field in FIELDS[:-1] if field in shown.fields]
+        parts += [f"- **{field}.** {shown.fields[field]}" for field in said]
+        parts.append(f"\n```attn file\n{_body(shown.text)}```\n")
     return "\n".join(parts)
 
+
+_ROUTES = """\
+# Chosen by content
+
+Attentions whose keys are selected at the call, by routes (`docs/language.md`, section 9). Which
+pairs they keep depends on q and k, so there is nothing to draw.
+"""
 
 _HEAD = """\
 # The zoo

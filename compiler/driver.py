@@ -14,10 +14,11 @@ from attnc.dsl.check_base import MAX_FOUND
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion, read_source
 from attnc.dsl.resolve import (
-    STDLIB,
     Module,
     Named,
+    library_names,
     load_module,
+    route_names,
     stdlib_module,
     stdlib_names,
 )
@@ -123,6 +124,16 @@ def zoo_names() -> tuple[str, ...]:
     return stdlib_names()
 
 
+def zoo_routes() -> tuple[str, ...]:
+    """Return the names of the attentions by content that come with attnc, sorted."""
+    return route_names()
+
+
+def zoo_all() -> tuple[str, ...]:
+    """Return the names of all that comes with attnc: patterns first."""
+    return library_names()
+
+
 def zoo_text(name: str) -> str:
     """Return the ``.attn`` text of a stdlib pattern, to read, copy and change."""
     return stdlib_module(_known(name)).source.text
@@ -130,7 +141,7 @@ def zoo_text(name: str) -> str:
 
 def zoo_summary(name: str) -> str:
     """Return the first line of a stdlib pattern's comment."""
-    lines = (STDLIB / f"{_known(name)}.attn").read_text(encoding="utf-8").splitlines()
+    lines = zoo_text(name).splitlines()
     return lines[0].lstrip("# ").rstrip() if lines else ""
 
 
@@ -221,7 +232,7 @@ def _lowered(loaded: Loaded) -> Loaded:
 
 def loaded_any(file: str | Path, pattern: str | None, params: Params | None) -> Loaded:
     """Load a path, else the zoo item of that name. A path wins."""
-    if not Path(file).exists() and str(file) in stdlib_names():
+    if not Path(file).exists() and str(file) in library_names():
         return loaded_zoo(str(file), params)
     return loaded_file(file, pattern, params)
 
@@ -280,14 +291,15 @@ def _choose(module: Module, pattern: str | None) -> Named[Any]:
             "write one: `pattern p = { q -> k : k <= q }`",
         )  # fmt: skip
     own = module.own
-    found = own.patterns.get(name) or own.attentions.get(name) or own.scores.get(name)
+    found: Named[Any] | None = own.patterns.get(name) or own.attentions.get(name)
+    found = found or own.combines.get(name) or own.scores.get(name)
     if found is None and name in own.fns:
         raise _refusal(
             "ATT0202", f"`{name}` is a function, not a pattern",
             f"use it in one, or in a score: `{{ q -> k : {name}(...) }}`",
         )  # fmt: skip
     if found is None:
-        names = (*own.patterns, *own.attentions, *own.scores)
+        names = (*own.patterns, *own.attentions, *own.combines, *own.scores)
         has = ", ".join(f"`{p}`" for p in names) or "none"
         raise _refusal(
             "ATT0202", f"`{module.source.name}` has no pattern `{name}`",
@@ -297,10 +309,10 @@ def _choose(module: Module, pattern: str | None) -> Named[Any]:
 
 
 def _known(name: str) -> str:
-    if name not in stdlib_names():
+    if name not in library_names():
         raise _refusal(
             "ATT0202", f"there is no zoo pattern `{name}`",
-            did_you_mean(name, stdlib_names()) or "`attnc zoo` lists the names",
+            did_you_mean(name, library_names()) or "`attnc zoo` lists the names",
         )  # fmt: skip
     return name
 
@@ -318,14 +330,17 @@ def _check(
 ) -> tuple[Diagnostic, ...]:
     from attnc.compiler.passes.lower_ast import lower
     from attnc.compiler.passes.lower_expr import ExprLowering
+    from attnc.compiler.passes.lower_route import holds_routes, lower_routed
     from attnc.compiler.passes.warn import warn
 
     module, found = _checked(loaded)
     wrong: list[Diagnostic] = list(found)
     own = module.own
-    whole: list[Named[Any]] = [*own.patterns.values(), *own.attentions.values()]
+    whole: list[Named[Any]] = [
+        *own.patterns.values(), *own.attentions.values(), *own.combines.values()
+    ]
     chosen: Named[Any] | None = None
-    if pattern or module.main in (*own.patterns, *own.attentions):
+    if pattern or module.main in (*own.patterns, *own.attentions, *own.combines):
         chosen = _choose(module, pattern)
         whole = [chosen, *(named for named in whole if named is not chosen)]
     shared = {*(p.name for p in module.params), *(i.name for i in module.inputs)}
@@ -345,7 +360,13 @@ def _check(
         counter = ExprLowering()
         try:
             # Of a pattern with layers the first is looked at.
-            lowered = lower(named, Loaded(named, given).values, counter, layer=0)
+            values = Loaded(named, given).values
+            if holds_routes(named):
+                from attnc.compiler.passes.build_routed import looks_ahead  # it needs isl
+
+                wrong += looks_ahead(lower_routed(named, values, layer=0), named)
+                continue
+            lowered = lower(named, values, counter, layer=0)
             wrong += (*lowered.warnings, *warn(lowered, named))
         except CompileError as error:
             wrong += (d for d in error.diagnostics if d.code != UNKNOWN_SIZE)

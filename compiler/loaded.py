@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attnc.compiler.binding import INPUT_HELP, Value, names_patterns, read_array, read_value
 from attnc.compiler.ir.pattern import Pattern
+from attnc.compiler.ir.routed import AnyAttention
 from attnc.dsl import nodes as ast
 from attnc.dsl.check import check
 from attnc.dsl.diagnostics import CompileError, Diagnostic
@@ -46,6 +48,7 @@ class Loaded:
         self.found = warnings
         self.layer = layer
         self._ir: Pattern | None = None
+        self._routed: AnyAttention | None = None
         self._take(dict(given or {}))
 
     @property
@@ -63,17 +66,44 @@ class Loaded:
     def ir(self) -> Pattern:
         """The pattern IR, with general sizes as far as that can be.
 
-        Raises: CompileError where the values do not fit, or a size that must be known is not.
+        Raises: CompileError where the values do not fit, or a size that must be known is not, and
+            for what is decided by content: that has no pattern IR.
         """
+        if self.is_routed:
+            raise CompileError([_decided_by_content(self.named.item)])
         if self._ir is None:
             with deep_recursion():
                 self._ir = self._lowered()
         return self._ir
 
+    @cached_property
+    def is_routed(self) -> bool:
+        """Whether it is decided by content: it holds routes, or is a sum of attentions."""
+        from attnc.compiler.passes.lower_route import holds_routes
+
+        return holds_routes(self.named)
+
+    @property
+    def routed(self) -> AnyAttention:
+        """The routed IR, or that of a sum of attentions; the pattern IR of anything else.
+
+        Raises: CompileError as ``ir``.
+        """
+        if not self.is_routed:
+            return self.ir
+        if self._routed is None:
+            from attnc.compiler.passes.lower_route import lower_routed
+
+            with deep_recursion():
+                self._routed = lower_routed(
+                    self.named, {**self.values, **self.sizes}, layer=self.layer
+                )
+        return self._routed
+
     def lower_early(self) -> None:
         """Raise what is wrong with the values; what waits for sizes or a layer is for later."""
         try:
-            self.ir  # noqa: B018
+            self.routed  # noqa: B018
         except CompileError as error:
             if any(d.code not in (UNKNOWN_SIZE, NO_LAYER) for d in error.diagnostics):
                 raise
@@ -81,7 +111,7 @@ class Loaded:
     @property
     def says_lengths(self) -> bool:
         """Whether a space or an input may say the lengths, so that they may be left out."""
-        spaces = any(named.item.on is not None for named in _reachable(self.named))
+        spaces = any(_on(named) is not None for named in _reachable(self.named))
         return spaces or bool(self._input_names())
 
     def at_layer(self, layer: int) -> Loaded:
@@ -258,7 +288,7 @@ class Loaded:
         yield {}
         given = Given(self.values, inputs=self.inputs, sizes=self.sizes)
         known = sizes(self.named, given, used=True)
-        clauses = ((n.module, n.item.heads or n.module.heads) for n in _reachable(self.named))
+        clauses = ((n.module, _heads(n) or n.module.heads) for n in _reachable(self.named))
         named = (free_names(heads.count, module) for module, heads in clauses if heads is not None)
         counts = set().union(*named)
         yield {name: size for name, size in known.items() if name in counts}
@@ -341,10 +371,12 @@ class Loaded:
 
         names: dict[str, None] = {}
         for named in _reachable(self.named):
-            item, module = named.item, named.module
+            module = named.module
             taken = {"n", "nq", "nk", *(p.name for p in _params(named))}
-            parts = [d for p in _params(named) if isinstance(p, ast.Input) for d in p.dims]
-            parts += [part for part in (item.on, item.heads) if part is not None]
+            parts: list[ast.Node] = [
+                d for p in _params(named) if isinstance(p, ast.Input) for d in p.dims
+            ]
+            parts += [part for part in (_on(named), _heads(named)) if part is not None]
             for part in parts:
                 names |= dict.fromkeys(sorted(free_names(part, module) - taken))
         return tuple(names)
@@ -369,10 +401,28 @@ def _reachable(named: Named[Any]) -> Iterator[Named[Any]]:
         for node in ast.walk(here.item):
             match node:
                 case ast.Reference(name=name) | ast.Name(name=name) | ast.Call(function=name):
-                    found = (module.find(name), module.find_score(name))
+                    found: list[Named[Any] | None] = [module.find(name), module.find_score(name)]
+                    if isinstance(here.item, ast.Combine):
+                        found.append(module.find_attention(name))
                     stack += [other for other in found if other is not None]
                 case _:
                     pass
+
+
+def _on(named: Named[Any]) -> ast.On | None:
+    return None if isinstance(named.item, ast.Combine) else named.item.on
+
+
+def _heads(named: Named[Any]) -> ast.Heads | None:
+    return None if isinstance(named.item, ast.Combine) else named.item.heads
+
+
+def _decided_by_content(item: ast.PatternDef | ast.Attention | ast.Combine) -> Diagnostic:
+    return Diagnostic(
+        code="ATT0336", message=f"`{item.name}` is decided by content", span=item.name_span,
+        label="which keys a query sees is only known at the call",
+        help="compile it and call it; masks, tiles and plans are of patterns without routes",
+    )  # fmt: skip
 
 
 def _is_size(value: object) -> bool:

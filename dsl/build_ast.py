@@ -10,17 +10,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+from attnc.dsl import build_sum
 from attnc.dsl import nodes as ast
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.limits import Refused
 from attnc.dsl.scanner import Token
 from attnc.dsl.source import Span
-
-# A longer chain of + and - becomes a balanced tree, so that a sum of thousands of terms is not
-# thousands of levels deep. Shorter ones keep the left-to-right shape that was written. Blocks are
-# so much smaller that the left edge of a balanced tree, printed and read again, is a short chain.
-LEFT_DEEP_TERMS = 32
-BLOCK_TERMS = 8
 
 Children: TypeAlias = list[Any]
 
@@ -119,6 +114,27 @@ class BuildAst:
                 "say which pairs it is over: `softmax(dot, over: causal)`",
             )  # fmt: skip
         return ast.Attention(**_header(c), score=softmax.score, **parts)
+
+    def route_item(self, c: Children) -> ast.Route:
+        clauses = tuple(x for x in c if isinstance(x, ast.Clause))
+        seen: set[str] = set()
+        for clause in clauses:
+            if clause.name in seen:
+                raise _twice(clause.name, clause.span)
+            seen.add(clause.name)
+        params = next((x for x in c if isinstance(x, tuple)), ())
+        return ast.Route(
+            name=c[1].name, params=params, clauses=clauses, span=_span(c), name_span=c[1].span
+        )
+
+    def clause(self, c: Children) -> ast.Clause:
+        return ast.Clause(name=c[0].name, value=c[2], span=_span(c), name_span=c[0].span)
+
+    def combine_item(self, c: Children) -> ast.Combine:
+        params = next((x for x in c if isinstance(x, tuple)), ())
+        return ast.Combine(
+            name=c[1].name, params=params, body=c[-1], span=_span(c), name_span=c[1].span
+        )
 
     def parameters(self, c: Children) -> tuple[ast.Param | ast.Input, ...]:
         return tuple(x for x in c if isinstance(x, ast.Param | ast.Input))
@@ -309,10 +325,10 @@ class BuildAst:
         return "not in" if len(c) == 2 else _token(c[0]).text
 
     def sum(self, c: Children) -> ast.Expr:
-        return _balanced(c) if len(c) > 2 * LEFT_DEEP_TERMS else _left_deep(c)
+        return build_sum.total(c[::2], [_token(sign).text for sign in c[1::2]])
 
     def product(self, c: Children) -> ast.Expr:
-        return _left_deep(c)
+        return build_sum.chain(c[::2], [_token(sign).text for sign in c[1::2]])
 
     value_sum, value_product = sum, product
 
@@ -400,41 +416,6 @@ def _span_of(child: Any) -> Span:
 
 def _span(children: Sequence[Any]) -> Span:
     return _span_of(children[0]).to(_span_of(children[-1]))
-
-
-def _left_deep(c: Children) -> ast.Expr:
-    left: ast.Expr = c[0]
-    for sign, right in zip(c[1::2], c[2::2], strict=True):
-        span = left.span.to(right.span)
-        left = ast.Binary(op=_token(sign).text, left=left, right=right, span=span)  # type: ignore[arg-type]
-    return left
-
-
-def _balanced(c: Children) -> ast.Expr:
-    """Return the same sum as a tree of logarithmic depth.
-
-    a - b + c - d  -->  (a - b) + (c - d)
-    """
-    terms: list[ast.Expr] = c[::2]
-    minus = [False, *(_token(sign).text == "-" for sign in c[1::2])]
-
-    def build(start: int, stop: int, flip: bool) -> ast.Expr:
-        # The sum of terms[start:stop] where the first counts as plus; flip: the signs are turned.
-        if stop - start <= BLOCK_TERMS:
-            left = terms[start]
-            for i in range(start + 1, stop):
-                op: Any = "-" if minus[i] != flip else "+"
-                span = left.span.to(terms[i].span)
-                left = ast.Binary(op=op, left=left, right=terms[i], span=span)
-            return left
-        middle = (start + stop) // 2
-        first, turned = build(start, middle, flip), minus[middle] != flip
-        second = build(middle, stop, minus[middle])
-        return ast.Binary(
-            op="-" if turned else "+", left=first, right=second, span=first.span.to(second.span)
-        )
-
-    return build(0, len(terms), False)
 
 
 def _bare_intersection(node: ast.Set) -> bool:

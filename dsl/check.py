@@ -8,7 +8,7 @@ from typing import TypeAlias
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_base import LENGTHS, MAX_FOUND, Entry, Memory, Scope
 from attnc.dsl.check_call import arguments
-from attnc.dsl.check_pairs import PairChecker
+from attnc.dsl.check_route import RouteChecker
 from attnc.dsl.check_space import PLAIN
 from attnc.dsl.cycles import cycles
 from attnc.dsl.diagnostics import Diagnostic
@@ -44,7 +44,7 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
     return tuple(sorted(found, key=lambda d: d.severity != "error"))
 
 
-class _Checker(PairChecker):
+class _Checker(RouteChecker):
     """Checks one module; diagnostics gather in ``found``."""
 
     def inside(self, module: Module) -> _Checker:
@@ -69,6 +69,20 @@ class _Checker(PairChecker):
                     self.side(item.space, dict(shared), "")
                 case ast.PatternDef() | ast.Score() | ast.Attention():
                     self.whole(item, dict(shared))
+                case ast.Route() | ast.Combine():
+                    scope = dict(values)
+                    for own in item.params:
+                        if isinstance(own, ast.Param):
+                            self.param(own, scope)
+                        else:
+                            self.error(
+                                "ATT0330", "routes declare no inputs", own.span,
+                                help="the names in `external(...)` and the like are its inputs",
+                            )  # fmt: skip
+                    if isinstance(item, ast.Route):
+                        self.route(item, scope)
+                    else:
+                        self.combine(item, scope)
                 case ast.Import() | ast.Param() | ast.Heads() | ast.Input():
                     pass
 
@@ -139,7 +153,7 @@ class _Checker(PairChecker):
                 for require in item.requires:
                     kind = self.need(require.condition, scope, BOOL)
                     self.known(require.condition, kind, "a demand on the parameters")
-                self.pairs(item.body, scope)
+                self.routed(item.body, scope)
             case ast.Score():
                 self.score(item.body, scope)
             case ast.Attention():
@@ -159,7 +173,9 @@ class _Checker(PairChecker):
                     idle.append((item, "nothing"))
                 case ast.Fn() | ast.SpaceDef() if whole:
                     idle.append((item, "nothing"))
-                case ast.PatternDef() | ast.Score() | ast.Attention():
+                case (
+                    ast.PatternDef() | ast.Score() | ast.Attention() | ast.Route() | ast.Combine()
+                ):
                     word = type(item).__name__.removesuffix("Def").lower()
                     idle += [(p, f"{word} `{item.name}` never") for p in item.params]
                 case _:

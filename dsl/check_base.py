@@ -90,6 +90,7 @@ class Memory:
     fns: dict[tuple[object, ...], tuple[Kind, Diagnostic | None]] = field(default_factory=dict)
     sides: dict[tuple[int, str], Side] = field(default_factory=dict)  # by space item
     levels: dict[int, int] = field(default_factory=dict)  # of the formulas of fns
+    routed: dict[int, bool] = field(default_factory=dict)  # by pattern: whether it holds a route
     shapes: dict[int, tuple[Shape, Shape] | None] = field(default_factory=dict)  # by item
 
 

@@ -25,7 +25,7 @@ from attnc.dsl.kinds import (
 from attnc.dsl.resolve import Module, Named
 from attnc.dsl.source import Span
 
-Callee: TypeAlias = "ast.PatternDef | ast.Score"
+Callee: TypeAlias = "ast.PatternDef | ast.Score | ast.Route | ast.Attention"
 Written: TypeAlias = "tuple[str | None, ast.Expr, Span]"
 """An argument: its name where it has one, its value, and where both were written."""
 

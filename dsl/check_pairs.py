@@ -75,6 +75,21 @@ class PairChecker(InputChecker):
                     self.rounded(here, scope)
                     stack.append((here.part, scope))
 
+    @abstractmethod
+    def routed(self, body: ast.Set, scope: Scope) -> None:
+        """Check a set that may hold routes."""
+
+    def holds_route(self, target: Named[ast.PatternDef]) -> bool:
+        """Whether the set of a pattern holds a route."""
+        known = self.memory.routed
+        if id(target.item) not in known:
+            module = target.module
+            known[id(target.item)] = any(
+                isinstance(n, ast.Reference) and module.is_route(n.name)
+                for n in ast.walk(target.item.body)
+            )
+        return known[id(target.item)]
+
     def head_ranges(self, union: ast.SetUnion) -> None:
         """Warn of ranges of heads that overlap in part: one of their ends is mostly off by one."""
         for before, after in overlaps(union):
@@ -152,6 +167,12 @@ class PairChecker(InputChecker):
         if entry is not None and entry.kind.type is not None and of_patterns(entry.kind.type):
             return self.parameter(reference, entry)
         target = self.module.find(name)
+        if target is not None and self.holds_route(target):
+            return self.error(
+                "ATT0332", f"`{name}` holds a route, and stands in a set", span,
+                label="what a route selects is only known at the call",
+                help="use the route itself: `base & (kept | route)`",
+            )  # fmt: skip
         if target is not None:
             args = tuple((a.name, a.value, a.span) for a in reference.args)
             self.given(name, args, reference.span, target, scope)
@@ -159,7 +180,7 @@ class PairChecker(InputChecker):
         sort = self.module.sort(name)
         if name in self.module.missing:
             pass  # the import of the name has been reported
-        elif sort in ("score", "attention", "fn"):
+        elif sort in ("score", "attention", "fn", "combine", "route"):
             article = "an" if sort in ("attention", "fn") else "a"
             self.error(
                 "ATT0214", f"`{name}` is {article} {sort}, not a set of pairs", span,
@@ -167,6 +188,8 @@ class PairChecker(InputChecker):
                     "score": "scores belong into an attention: `attention a = softmax(dot + "
                     f"{name}, over: ...)`",
                     "attention": "its set is what stands after `over:`; give that a name",
+                    "combine": "it is a sum of attentions, which a model calls",
+                    "route": "it may stand alone, or as `base & (kept | route)`",
                     "fn": f"call it inside a set: `{{ q -> k : {name}(...) }}`",
                 }[sort],
             )  # fmt: skip
@@ -194,6 +217,8 @@ class PairChecker(InputChecker):
         return kind
 
     def same_space(self, name: str, target: Named[Any], span: Span) -> None:
+        if isinstance(target.item, ast.Route | ast.Attention):
+            return  # a route takes the space of what uses it, a term of a sum has its own
         if target.item.on is None or self.sides[0] is PLAIN or self.testing:
             return
         if id(target.item) not in self.memory.shapes:
@@ -303,7 +328,7 @@ class PairChecker(InputChecker):
 
     def attention(self, item: ast.Attention, scope: Scope) -> None:
         """Check what an attention is made of."""
-        self.pairs(item.over, scope)
+        self.routed(item.over, scope)
         inner = dict(scope)
         if self.heads is not None:
             inner.setdefault(self.heads.var, Entry(Kind(INT, Time.EACH, HEAD)))

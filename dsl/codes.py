@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from attnc.dsl.codes_names import NAME_CODES
 from attnc.dsl.codes_plan import PLAN_CODES
+from attnc.dsl.codes_routes import ROUTE_CODES
 from attnc.dsl.codes_syntax import SYNTAX_CODES
 from attnc.dsl.codes_types import TYPE_CODES
 from attnc.dsl.diagnostics import Code
 
 CODES: dict[str, Code] = {
-    entry.code: entry for entry in (*SYNTAX_CODES, *NAME_CODES, *TYPE_CODES, *PLAN_CODES)
+    entry.code: entry
+    for entry in (*SYNTAX_CODES, *NAME_CODES, *TYPE_CODES, *ROUTE_CODES, *PLAN_CODES)
 }
 
 

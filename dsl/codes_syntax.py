@@ -59,13 +59,6 @@ SYNTAX_CODES: tuple[Code, ...] = (
         "the same file, saved as UTF-8",
     ),
     Code(
-        "ATT0107", "an item of a later release",
-        "`route` starts an item that this release does not have.",
-        "The language reserves it, so that files written now keep their meaning.",
-        "route near = causal",
-        "pattern p = causal & block_local(block: 64)",
-    ),
-    Code(
         "ATT0108", "`-` beside `|` or `&` without parentheses",
         "The difference of sets does not mix with `|` or `&` at one level.",
         "`a | b - c` is `(a | b) - c` to one reader and `a | (b - c)` to another, and these are "

@@ -8,7 +8,7 @@ from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.lalr import load_table
 from attnc.dsl.scanner import RESERVED, Token
 from attnc.dsl.suggest import closest
-from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS, LATER_WORDS
+from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS
 
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
@@ -65,7 +65,7 @@ def unexpected(chunk: Sequence[Token], at: int, accepted: frozenset[str]) -> Dia
 
 def unknown_item(token: Token) -> Diagnostic:
     """Return the diagnostic for a token that starts no item."""
-    near = closest(token.text, (*ITEM_WORDS, *LATER_WORDS)) if token.kind == "word" else None
+    near = closest(token.text, ITEM_WORDS) if token.kind == "word" else None
     items = ", ".join(f"`{word}`" for word in ITEM_WORDS)
     return Diagnostic(
         code="ATT0111", span=token.span,

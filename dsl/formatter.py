@@ -15,7 +15,9 @@ MAX_COLUMNS = 100
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 _WORD_OPERANDS = ("true", "false")
 # Items whose `=` ends a header, and the words in them that may stand on a line of their own.
-_DEFINITIONS = ("pattern", "score", "attention", "space", "fn", "input")
+_DEFINITIONS = (
+    "pattern", "score", "attention", "route", "combine", "space", "fn", "input",
+)  # fmt: skip
 _QUANTIFIERS = ("exists", "forall")
 _HANGING = {"|": 2, "&": 2, "++": 3}  # set and space operators, with the blank after them
 
@@ -140,20 +142,24 @@ class _Spacing:
         self.operand = False
         self.awaits_body = ""  # the token just read, if it is one that a body follows
         # For each open bracket, how many colons with blanks on both sides it waits for: those of
-        # its quantifiers, and in braces the one of the builder, which is read first.
+        # its quantifiers, and in braces the one of the builder, which is read first. The braces of
+        # a route hold clauses.
         self.levels = [0]
+        self.item = ""
         self.builder_colon = False
 
     def before(self, token: Token, binder: bool) -> str:
         """Return the blanks before a token; ``binder``: it binds a variable, as ``exists`` does."""
         blank = self._blank(token)
         text = token.text
+        self.item = self.item or text
+        builds = text == "{" and self.item != "route"
         self.unary = text == "~" or (text in ("-", "*") and not self.operand)
         if binder or (token.kind == "word" and text in ("exists", "forall")):
             self.levels[-1] += 1
         elif token.kind == "sign" and text in _CLOSES:
-            self.levels.append(1 if text == "{" else 0)
-            self.builder_colon = text == "{"
+            self.levels.append(int(builds))
+            self.builder_colon = builds
         elif token.kind == "sign" and text in _CLOSES.values() and len(self.levels) > 1:
             self.levels.pop()
         names_value = self.before_previous is not None and self.before_previous.text == "let"
@@ -257,9 +263,11 @@ class _Place:
 
     def after(self, line: _Line, row: int) -> _Place:
         brackets, header, clause_row = self.brackets, self.header, self.clause_row
+        first_row = self.first_row
         for token in line.tokens:
             if header and token.text == "=" and len(brackets) == 1:
                 brackets, header, clause_row = _ITEM, False, -1
+                first_row = row  # brackets that this line leaves open indent instead of the item
             if token.kind == "sign" and token.text in _CLOSES:
                 brackets = (*brackets, (row, 0))
             elif token.kind == "sign" and token.text in _CLOSES.values():
@@ -271,7 +279,7 @@ class _Place:
             opened, bodies = brackets[-1]
             brackets, value = (*brackets[:-1], (opened, bodies - 1)), 0
         return _Place(
-            self.first_row, brackets, line.awaits_body, row, header=header, clause_row=clause_row,
+            first_row, brackets, line.awaits_body, row, header=header, clause_row=clause_row,
             quantifier=line.tokens[0].text in _QUANTIFIERS, value=value,
         )  # fmt: skip
 

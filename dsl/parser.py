@@ -16,7 +16,6 @@ from attnc.dsl.words import (
     CLAUSE_WORDS,
     COMPARISONS,
     ITEM_WORDS,
-    LATER_WORDS,
     binds,
     is_name,
     meant,
@@ -95,6 +94,9 @@ def _significant(tokens: Sequence[Token]) -> list[Token]:
     return [t for t in tokens if t.kind != "comment"]
 
 
+_HEADED = ("pattern", "score", "attention", "route", "combine")
+
+
 def split_items(tokens: Sequence[Token]) -> list[list[Token]]:
     """Cut the tokens where an item starts; every chunk ends with the token after it.
 
@@ -110,7 +112,7 @@ def split_items(tokens: Sequence[Token]) -> list[list[Token]]:
         if i == 0 or _starts_item(significant, i, head_open, depth):
             if i > 0:
                 starts.append(i)
-            head_open, depth = token.text in ("pattern", "score", "attention"), 0
+            head_open, depth = token.text in _HEADED, 0
         if token.kind == "sign":
             if token.text in "([{":
                 depth += 1
@@ -150,13 +152,10 @@ def _parse_item(chunk: list[Token]) -> ast.Item | Diagnostic | None:
     first = chunk[0]
     if first.text in ITEM_WORDS:
         return _run(chunk, "item")  # type: ignore[no-any-return]
-    if first.text in LATER_WORDS and first.kind == "word":
-        return Diagnostic(
-            code="ATT0107", span=first.span,
-            message=f"`{first.text}` belongs to a later release of the language",
-            help="write the set of pairs by formula: `pattern p = { q -> k : ... }`",
-        )  # fmt: skip
     return expected.unknown_item(first)
+
+
+_DOCUMENTED = (ast.PatternDef, ast.Fn, ast.Score, ast.Attention, ast.Route, ast.Combine)
 
 
 def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]:
@@ -166,7 +165,7 @@ def _with_docs(items: list[ast.Item], tokens: Sequence[Token]) -> list[ast.Item]
     comments = {t.span.line: t.text for t in tokens if t.kind == "comment" and t.first}
     result: list[ast.Item] = []
     for item in items:
-        if isinstance(item, ast.PatternDef | ast.Fn | ast.Score | ast.Attention):
+        if isinstance(item, _DOCUMENTED):
             line, block = item.span.line - 1, list[str]()
             while line in comments:
                 block.append(comments[line].lstrip("#").removeprefix(" ").rstrip())

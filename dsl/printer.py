@@ -54,13 +54,20 @@ def show_item(item: ast.Item) -> str:
             text = f"attention {_header(item)} = softmax({show_expr(score)}, over: {show_set(over)}"
             text += "" if sink is None else f", sink: {show_expr(sink)}"
             return text + ("" if scale is None else f", scale: {show_expr(scale)}") + ")"
+        case ast.Route(name=name, clauses=clauses):
+            said = ", ".join(f"{c.name}: {show_expr(c.value)}" for c in clauses)
+            return f"route {name}{_given(item.params)} = {{ {said} }}"
+        case ast.Combine(name=name, body=body):
+            return f"combine {name}{_given(item.params)} = {show_expr(body)}"
+
+
+def _given(params: tuple[ast.Param | ast.Input, ...]) -> str:
+    return f"({', '.join(map(show_param, params))})" if params else ""
 
 
 def _header(item: ast.PatternDef | ast.Score | ast.Attention) -> str:
     """Return the name, the parameters, the spaces and the heads of an item."""
-    text = item.name
-    if item.params:
-        text += f"({', '.join(map(show_param, item.params))})"
+    text = item.name + _given(item.params)
     if item.on is not None:
         text += f" on {show_space(item.on.query)}"
         text += "" if item.on.key is None else f" -> {show_space(item.on.key)}"

@@ -52,6 +52,8 @@ class Names:
     fns: dict[str, Named[ast.Fn]] = field(default_factory=dict)
     spaces: dict[str, Named[ast.SpaceDef]] = field(default_factory=dict)
     inputs: dict[str, Named[ast.Input]] = field(default_factory=dict)
+    routes: dict[str, Named[ast.Route]] = field(default_factory=dict)
+    combines: dict[str, Named[ast.Combine]] = field(default_factory=dict)
 
     def add(self, item: ast.Item, module: Module) -> None:
         """Take in an item that defines a name; of two with one name the first counts."""
@@ -68,6 +70,10 @@ class Names:
                 self.spaces.setdefault(item.name, Named(item, module))
             case ast.Input():
                 self.inputs.setdefault(item.name, Named(item, module))
+            case ast.Route():
+                self.routes.setdefault(item.name, Named(item, module))
+            case ast.Combine():
+                self.combines.setdefault(item.name, Named(item, module))
             case ast.Import() | ast.Param() | ast.Heads():
                 pass
 
@@ -82,7 +88,7 @@ class Names:
 
     def sort(self, name: str) -> str:
         """Return "pattern", "score", ... for what ``name`` is, "" where it is nothing."""
-        words = ("pattern", "score", "attention", "fn", "space", "input")
+        words = ("pattern", "score", "attention", "fn", "space", "input", "route", "combine")
         return next((w for w, s in zip(words, self._sorts(), strict=True) if name in s), "")
 
     def modules(self) -> Iterator[Module]:
@@ -95,6 +101,7 @@ class Names:
     def _sorts(self) -> tuple[dict[str, Any], ...]:
         return (
             self.patterns, self.scores, self.attentions, self.fns, self.spaces, self.inputs,
+            self.routes, self.combines,
         )  # fmt: skip
 
 
@@ -137,9 +144,9 @@ class Module:
         """
         own = self.own
         stem = Path(self.source.name).stem
-        if own.sort(stem) in ("pattern", "attention", "score", "fn"):
+        if own.sort(stem) in ("pattern", "attention", "combine", "score", "fn"):
             return stem
-        kinds = (ast.PatternDef, ast.Attention)
+        kinds = (ast.PatternDef, ast.Attention, ast.Combine)
         whole = [i.name for i in self.file.items if isinstance(i, kinds)]
         return next(chain(reversed(whole), reversed(own.scores), reversed(own.fns)), None)
 
@@ -158,6 +165,15 @@ class Module:
         found = self.own.attentions.get(name) or self.imported.attentions.get(name)
         return found or _in_stdlib(name).attentions.get(name)
 
+    def find_route(self, name: str) -> Named[ast.Route] | None:
+        """Return the route called ``name``, looked up as a pattern is."""
+        found = self.own.routes.get(name) or self.imported.routes.get(name)
+        return found or _in_stdlib(name).routes.get(name)
+
+    def is_route(self, name: str) -> bool:
+        """Whether a name is a route here; a pattern of that name comes first."""
+        return self.find(name) is None and self.find_route(name) is not None
+
     def find_fn(self, name: str) -> Named[ast.Fn] | None:
         """Return the fn called ``name``, looked up as a pattern is."""
         found = self.own.fns.get(name) or self.imported.fns.get(name)
@@ -174,7 +190,7 @@ class Module:
 
     def names(self) -> Iterator[str]:
         """Yield every name that this file may use for a pattern, a score or a function."""
-        return chain(stdlib_names(), self.imported, self.own)
+        return chain(library_names(), self.imported, self.own)
 
 
 @cache
@@ -184,16 +200,28 @@ def stdlib_names() -> tuple[str, ...]:
 
 
 @cache
+def route_names() -> tuple[str, ...]:
+    """Return the names of the stdlib files of routes; each defines an attention of its name."""
+    return tuple(sorted(p.stem for p in (STDLIB / "routes").glob("*.attn")))
+
+
+def library_names() -> tuple[str, ...]:
+    """Return the names of all files that come with attnc: patterns, scores and the like, routes."""
+    return (*stdlib_names(), *route_names())
+
+
+@cache
 def _in_library() -> frozenset[str]:
-    return frozenset(stdlib_names())
+    return frozenset(library_names())
 
 
 @cache
 def stdlib_module(name: str) -> Module:
     """Return a stdlib file; only this file, and what it uses, is parsed."""
-    path = STDLIB / f"{name}.attn"
-    source = Source(f"stdlib/{name}.attn", path.read_text(encoding="utf-8"))
-    module, diagnostics = load_module(source, STDLIB, (path,))
+    folder = "routes/" if name in route_names() else ""
+    path = STDLIB / f"{folder}{name}.attn"
+    source = Source(f"stdlib/{folder}{name}.attn", path.read_text(encoding="utf-8"))
+    module, diagnostics = load_module(source, path.parent, (path,))
     if module is None or not module.own.sort(name):
         raise AssertionError(f"{path}: {diagnostics}")
     return module
@@ -304,6 +332,10 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
                 yield from _once(definitions, name, item.name_span, "attention")
             case ast.Fn(name=name):
                 yield from _once(definitions, name, item.name_span, "fn")
+            case ast.Route(name=name):
+                yield from _once(definitions, name, item.name_span, "route")
+            case ast.Combine(name=name):
+                yield from _once(definitions, name, item.name_span, "combine")
             case ast.SpaceDef(name=name):
                 yield from _once(spaces, name, item.span, "space")
             case ast.Param(name=name):
@@ -321,7 +353,9 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
                     )
                 heads = heads or item.span
     for item in file.items:
-        if isinstance(item, ast.PatternDef | ast.Score | ast.Attention):
+        if isinstance(
+            item, ast.PatternDef | ast.Score | ast.Attention | ast.Route | ast.Combine
+        ):
             own = dict(values)
             for param in item.params:
                 sort = "input" if isinstance(param, ast.Input) else "parameter"

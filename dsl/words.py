@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from attnc.dsl.scanner import RESERVED, Token
 
 ITEM_WORDS = (
-    "pattern", "param", "heads", "kv_heads", "space", "input", "fn", "score", "attention", "import",
+    "pattern", "param", "heads", "kv_heads", "space", "input", "fn", "score", "attention", "route",
+    "combine", "import",
 )  # fmt: skip
-LATER_WORDS = ("route",)
 CLAUSE_WORDS = ("on", "heads", "kv_heads", "layers", "require")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,18 @@ from attnc.codegen.inputs import argument
 from attnc.codegen.module import module_name
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern, Where
-from attnc.compiler.ir.routed import Combined, Routed, Term
+from attnc.compiler.ir.routed import AnyAttention, Combined, Routed, Term
 from attnc.dsl.suggest import did_you_mean
 from attnc.runtime.cache import replace_file
 from attnc.runtime.op import Op, compile_pattern
 from attnc.runtime.options import Options
-from attnc.runtime.routed import RoutedOp, compile_routed
+from attnc.runtime.routed import compile_routed
 
 if TYPE_CHECKING:
     import torch
 
 
-class CombinedOp:
+class CombinedOp(Op):
     """A gated sum of attentions: ``out = sum of gate * attention``, each with its own softmax.
 
     ``op(q, k, v, *, inputs..., scale=None)``. A gate is ``[B, Hq or 1, Q or 1]``. A term with keys
@@ -32,9 +34,13 @@ class CombinedOp:
         name: the name of the combination.
         pattern: what was given to ``attnc.compile``.
         terms: the ops of its terms, in order.
+        path: the module of the sum, where a folder was given, else that of its first term.
+        source: the texts of the modules of its terms.
     """
 
-    def __init__(self, combined: Combined, terms: tuple[Op | RoutedOp, ...]) -> None:
+    def __init__(self, combined: Combined, terms: tuple[Op, ...], path: Path) -> None:
+        self.path = path
+        self.options = terms[0].options
         self.name = combined.name
         self.pattern: Any = combined
         self.terms = terms
@@ -47,11 +53,7 @@ class CombinedOp:
         every = [*(name for own in self._own for name in own),
                  *(name for op in terms for name in op._inputs)]  # fmt: skip
         self._inputs = tuple(dict.fromkeys(every))
-
-    @property
-    def source(self) -> str:
-        """The texts of the written modules, one after the other."""
-        return "\n\n".join(op.source for op in self.terms)
+        self.source = "\n\n".join(op.source for op in terms)
 
     def __call__(
         self,
@@ -60,8 +62,11 @@ class CombinedOp:
         v: torch.Tensor,
         *,
         scale: float | None = None,
+        return_lse: bool = False,
         **inputs: Any,
     ) -> torch.Tensor:
+        if return_lse:
+            raise ValueError(f"{self.name}: a sum of attentions has no log-sum-exp")
         for name in inputs:
             if name not in self._inputs:
                 hint = did_you_mean(name, self._inputs)
@@ -96,11 +101,37 @@ class CombinedOp:
             )
         return gate.to(q.dtype)[..., None]
 
-    def __deepcopy__(self, memo: object) -> CombinedOp:
-        return self  # nothing in it changes; copies of a model share the compiled ops
+    @cached_property
+    def plan(self) -> Any:
+        """There is none: each term has its own."""
+        raise ValueError(f"plan: `{self.name}` is a sum of attentions; see the plans of its terms")
+
+    @cached_property
+    def decode(self) -> Callable[..., Any]:
+        """There is none: each term has its own."""
+        raise ValueError(f"decode: `{self.name}` is a sum of attentions; decode its terms")
+
+    @cached_property
+    def varlen(self) -> Callable[..., Any]:
+        """There is none: each term has its own."""
+        raise ValueError(f"varlen: `{self.name}` is a sum of attentions; pack its terms")
 
     def __repr__(self) -> str:
         return f"<attnc combined op {self.name}: {', '.join(op.name for op in self.terms)}>"
+
+
+def compile_any(
+    attention: AnyAttention, chosen: Options, *, folder: str | Path | None = None,
+    keep: bool = True,
+) -> Op:
+    """Compile what is decided by content, as ``compile_pattern`` does a pattern."""
+    match attention:
+        case Combined():
+            return compile_combined(attention, chosen, folder=folder, keep=keep)
+        case Routed():
+            return compile_routed(attention, chosen, folder=folder, keep=keep)
+        case Pattern():
+            return compile_pattern(attention, chosen, folder=folder, keep=keep)
 
 
 def _streams(term: Term) -> tuple[str, ...]:
@@ -126,9 +157,11 @@ def compile_combined(
         else compile_pattern(term.attention, chosen, folder=folder, keep=keep)
         for term in combined.terms
     )
+    path = ops[0].path
     if folder is not None:
-        replace_file(Path(folder) / f"{_own_name(combined)}.py", _module(combined, ops))
-    return CombinedOp(combined, ops)
+        path = Path(folder) / f"{_own_name(combined)}.py"
+        replace_file(path, _module(combined, ops))
+    return CombinedOp(combined, ops, path)
 
 
 def _base(attention: Pattern | Routed) -> Pattern:
@@ -139,7 +172,7 @@ def _own_name(combined: Combined) -> str:
     return module_name(Pattern(name=combined.name, heads=None, body=Where(ex.FALSE)))
 
 
-def _module(combined: Combined, ops: tuple[Op | RoutedOp, ...]) -> str:
+def _module(combined: Combined, ops: tuple[Op, ...]) -> str:
     """Print the sum as a module beside those of its terms."""
     modules = [module_name(_base(term.attention)) for term in combined.terms]
     takes: list[str] = []

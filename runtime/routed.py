@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,14 @@ from attnc.compiler.passes.build_routed import build_routed
 from attnc.dsl.suggest import did_you_mean
 from attnc.runtime import build
 from attnc.runtime import cache as disk
-from attnc.runtime.op import cache_key
+from attnc.runtime.op import Op, cache_key
 from attnc.runtime.options import Options
 
 if TYPE_CHECKING:
     import torch
 
 
-class RoutedOp:
+class RoutedOp(Op):
     """A compiled attention whose keys are chosen by content.
 
     ``op(q, k, v, *, inputs..., selection=None, scale=None, return_lse=False)`` as an ordinary op;
@@ -83,12 +84,24 @@ class RoutedOp:
                 raise ValueError(f"{self.name}: there is no input `{name}`; {hint}")
 
     @cached_property
-    def plan(self) -> RoutedPlan:
+    def plan(self) -> RoutedPlan:  # type: ignore[override]
         """The plan; made again when the module came from the cache."""
         return plan_routed(self._routed, self.options)
 
-    def __deepcopy__(self, memo: object) -> RoutedOp:
-        return self  # nothing in it changes; copies of a model share the compiled op
+    @cached_property
+    def decode(self) -> Callable[..., Any]:
+        """There is none: the op itself takes few queries, aligned at the end of the keys."""
+        raise ValueError(
+            f"decode: `{self.name}` is chosen by content; compile it with align=\"bottom-right\" "
+            "and call the op with the last queries"
+        )
+
+    @cached_property
+    def varlen(self) -> Callable[..., Any]:
+        """There is none: routes select within one sequence."""
+        raise ValueError(
+            f"varlen: `{self.name}` is chosen by content; call the op once for each sequence"
+        )
 
     def __repr__(self) -> str:
         o = self.options

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from attnc.dsl import nodes as ast
 from attnc.dsl.scanner import RESERVED
-from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS, LATER_WORDS
+from attnc.dsl.words import CLAUSE_WORDS, ITEM_WORDS
 
 # ------------------------------------------------------------------- well-typed pattern texts
 
@@ -112,7 +112,7 @@ def patterns(draw: st.DrawFn, heads: bool | None = None) -> str:
 # ---------------------------------------------------------------------- syntactically legal ASTs
 
 _SOFT = (
-    *ITEM_WORDS, *LATER_WORDS, *CLAUSE_WORDS, "from", "one", "of", "int", "bool", "rational",
+    *ITEM_WORDS, *CLAUSE_WORDS, "from", "one", "of", "int", "bool", "rational",
     "real", "list", "sum", "count", "for", "union", "over", "blocks", "any", "all", "density",
     "grid", "tiled", "softmax", "sink", "scale",
 )  # fmt: skip
@@ -330,6 +330,17 @@ _ITEMS: st.SearchStrategy[ast.Item] = st.one_of(
         ),
         NAMES, _GIVEN, st.none() | _HEADS, st.none() | _ON, _SMALL, set_nodes(),
         st.none() | _SMALL, st.none() | _SMALL,
+    ),
+    st.builds(
+        lambda name, params, clauses: ast.Route(
+            name=name, params=params,
+            clauses=tuple(ast.Clause(name=n, value=v) for n, v in clauses.items()),
+        ),
+        NAMES, _GIVEN, st.dictionaries(NAMES, _SMALL, min_size=1, max_size=3),
+    ),
+    st.builds(
+        lambda name, params, body: ast.Combine(name=name, params=params, body=body),
+        NAMES, _GIVEN, _SMALL,
     ),
 )  # fmt: skip
 

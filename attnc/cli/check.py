@@ -70,8 +70,8 @@ def diagnose(
             )
         if Path(file).exists():
             return driver.check_file(Path(file), pattern_name, defines)
-        if file not in driver.zoo_names():
-            raise no_such_file(file, driver.zoo_names())
+        if file not in driver.zoo_all():
+            raise no_such_file(file, driver.zoo_all())
         refuse_pattern_name(file, pattern_name)
         return driver.check_zoo(file, defines)
     except CompileError as wrong:

@@ -56,7 +56,7 @@ def command(
     as_json: bool,
 ) -> int | None:
     """Write FILE (a path, or a zoo name) as a Python module that needs only torch and triton."""
-    from attnc.cli.inputs import align_pattern, check_heads, load_pattern
+    from attnc.cli.inputs import align_pattern, check_heads, load_any, load_pattern
     from attnc.cli.planning import (
         artifact_facts,
         backward_findings,
@@ -68,6 +68,18 @@ def command(
     )
 
     chosen = {} if layer is None else {"layer": layer}
+    loaded = load_any(file, pattern_name, {**defines, **chosen})
+    if loaded.is_routed:
+        from attnc.cli.routed import compile_routed
+
+        compile_routed(
+            loaded, output, as_json=as_json, explain=explain, lint=lint,
+            options={
+                "head_dim": head_dim, "value_dim": value_dim, "dtype": dtype, "target": target,
+                "tile": tile, "cpu_tile": None, "align": align, "orders": orders, "bias": bias,
+            },
+        )  # fmt: skip
+        return None
     pattern = align_pattern(load_pattern(file, pattern_name, {**defines, **chosen}), align)
     check_heads(pattern, heads)
     dropped: tuple[str, ...] = ()

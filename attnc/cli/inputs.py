@@ -45,10 +45,10 @@ def load_any(file: str, pattern_name: str | None, given: Mapping[str, object]) -
         )
     if Path(file).exists():
         return driver.loaded_file(Path(file), pattern_name, given)
-    if file in driver.zoo_names():
+    if file in driver.zoo_all():
         refuse_pattern_name(file, pattern_name)
         return driver.loaded_zoo(file, given)
-    raise no_such_file(file, driver.zoo_names())
+    raise no_such_file(file, driver.zoo_all())
 
 
 def read_source(file: str) -> Source:

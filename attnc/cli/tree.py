@@ -18,8 +18,8 @@ def file_tree(file: str) -> str:
     from attnc.dsl.parser import parse
 
     if file != "-" and not Path(file).exists():
-        if file not in driver.zoo_names():
-            raise no_such_file(file, driver.zoo_names())
+        if file not in driver.zoo_all():
+            raise no_such_file(file, driver.zoo_all())
         source = Source(f"{file}.attn", driver.zoo_text(file))
     else:
         source = read_source(file)

@@ -27,7 +27,7 @@ def command(name: str | None, gallery: bool, as_json: bool) -> None:
     from attnc import gallery as pages
     from attnc.compiler import driver
 
-    names = driver.zoo_names()
+    names = driver.zoo_all()
     if name is not None and name not in names:
         from attnc.cli.inputs import no_such_file
 
@@ -48,10 +48,16 @@ def command(name: str | None, gallery: bool, as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
     elif name is not None:
         click.echo(driver.zoo_text(name), nl=False)
-        click.echo(pages.picture(name), err=True)
+        if name in driver.zoo_names():  # what is chosen by content has no one mask
+            click.echo(pages.picture(name), err=True)
     else:
-        for each in names:
+        for each in driver.zoo_names():
             click.echo(_row(each, pages))
+        click.echo("\nchosen by content:\n")
+        for each in driver.zoo_routes():
+            said = pages.entry(each)
+            click.echo(click.style(each, bold=True))
+            click.echo(f"    {said.title}\n    When: {said.fields.get('When', '')}")
 
 
 def _row(name: str, pages: ModuleType) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from attnc.compiler import sets
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import Plan, Target
-from attnc.compiler.ir.routed import Routed
+from attnc.compiler.ir.routed import AnyAttention, Combined, Routed
 from attnc.compiler.ir.routed_plan import RoutedPlan
 from attnc.compiler.passes.hull import hull
+from attnc.dsl.diagnostics import Diagnostic
+from attnc.dsl.resolve import Named
 
 
 def build_routed(
@@ -95,3 +97,21 @@ def refusal(routed: Routed) -> str:
         f"what {names} selects for a query depends on later tokens, which the mask hides from it; "
         "a model would learn from what it cannot see when it generates"
     )
+
+
+def looks_ahead(attention: AnyAttention, definition: Named[Any]) -> tuple[Diagnostic, ...]:
+    """Return a warning for each attention that is for inference only."""
+    if isinstance(attention, Combined):
+        found = [looks_ahead(term.attention, definition) for term in attention.terms]
+        return tuple(d for each in found for d in each)[:1]
+    why = refusal(attention) if isinstance(attention, Routed) else ""
+    if not why:
+        return ()
+    return (
+        Diagnostic(
+            code="ATT0334", severity="warning", span=definition.item.name_span,
+            message=f"`{attention.name}` is for inference, not for training", notes=(why,),
+            label="calls with gradients are refused",
+            help="nothing is wrong with that; to train, let whole tokens choose completed blocks",
+        ),
+    )  # fmt: skip

@@ -47,7 +47,7 @@ def lower(
     must be known and is not, [ATT0512] where the pattern has layers and none is chosen.
     """
     exprs = exprs or ExprLowering()
-    lowering = _Lowering(exprs, layer)
+    lowering = Lowering(exprs, layer)
     exprs.around = lowering
     return lowering.run(named, given)
 
@@ -61,7 +61,7 @@ class _Softmax:
     scale: Fraction | None = None
 
 
-class _Lowering(UseLowering):
+class Lowering(UseLowering):
     """Lowers one item; what goes wrong gathers in ``found``, one diagnostic per set."""
 
     def run(self, named: Named[Any], given: Mapping[str, Value]) -> pat.Pattern:

@@ -32,6 +32,8 @@ from attnc.dsl.nodes.expr import (
 )
 from attnc.dsl.nodes.items import (
     Attention,
+    Clause,
+    Combine,
     Dim,
     File,
     Fn,
@@ -44,6 +46,7 @@ from attnc.dsl.nodes.items import (
     Param,
     PatternDef,
     Require,
+    Route,
     Score,
     SpaceDef,
     Type,
@@ -88,6 +91,8 @@ __all__ = [
     "BoolOp",
     "Builder",
     "Call",
+    "Clause",
+    "Combine",
     "Compare",
     "Dim",
     "Expr",
@@ -118,6 +123,7 @@ __all__ = [
     "Reference",
     "Require",
     "Rounded",
+    "Route",
     "Score",
     "Segment",
     "SegmentName",
@@ -154,6 +160,7 @@ Node: TypeAlias = (
     | Layers
     | Require
     | FnParam
+    | Clause
 )
 
 
@@ -214,6 +221,12 @@ def children(node: Node) -> tuple[Node, ...]:
             return (*params, *_some(on, heads), built)
         case Attention(params=params, on=on, heads=heads, score=score, over=over):
             return (*params, *_some(on, heads), score, over, *_some(node.sink, node.scale))
+        case Route(params=params, clauses=clauses):
+            return (*params, *clauses)
+        case Clause(value=value):
+            return (value,)
+        case Combine(params=params, body=body):
+            return (*params, body)
         case Fn(params=arguments, body=body):
             return (*arguments, body)
         case FnParam(type=kind, default=default):

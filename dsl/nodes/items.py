@@ -175,6 +175,46 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clause:
+    """``keys: block(64)``: one thing that a route says."""
+
+    name: str
+    value: Expr
+    span: Span = span_field()
+    name_span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """``route moba(block: int = 512) = { queries: token, keys: block(block), ... }``.
+
+    What keys each query sees is chosen by their content; ``docs/language.md`` has the clauses.
+    """
+
+    name: str
+    params: tuple[Param | Input, ...]
+    clauses: tuple[Clause, ...]
+    doc: str = field(default="", compare=False)
+    span: Span = span_field()
+    name_span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combine:
+    """``combine nsa = gate * selected + other * near``: a sum of attentions, each with its gate.
+
+    A name in it that is no attention, pattern or parameter is a gate: an input of the op.
+    """
+
+    name: str
+    params: tuple[Param | Input, ...]
+    body: Expr
+    doc: str = field(default="", compare=False)
+    span: Span = span_field()
+    name_span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """``import a, b from "file.attn"``: patterns of another file, relative to this one."""
 
@@ -183,7 +223,19 @@ class Import:
     span: Span = span_field()
 
 
-Item: TypeAlias = Import | Param | Heads | PatternDef | SpaceDef | Input | Fn | Score | Attention
+Item: TypeAlias = (
+    Import
+    | Param
+    | Heads
+    | PatternDef
+    | SpaceDef
+    | Input
+    | Fn
+    | Score
+    | Attention
+    | Route
+    | Combine
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
