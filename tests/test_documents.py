@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attnc.cli import invoke
-from attnc.compiler.driver import load_text
+from attnc.compiler.driver import loaded_text
 from attnc.compiler.ir.blockmask import Tiling
 from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.show import show
@@ -74,8 +74,10 @@ def test_the_blocks_are_what_is_printed(
     expected = []
     for block in markdown.blocks(path.read_text(encoding="utf-8")):
         if block.kind == "attn":
-            pattern = load_text(block.text)
-            assert pattern.warnings == ()
+            loaded = loaded_text(block.text)
+            pattern = None if loaded.is_routed else loaded.ir
+            assert loaded.routed is not None
+            assert loaded.warnings == ()
         elif block.kind in ("pattern", "blocks", "plan", "triton", "mask"):
             assert pattern is not None
             expected.append((block, printed(block, pattern)))
