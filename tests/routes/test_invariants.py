@@ -205,6 +205,7 @@ def test_the_order_of_key_units_does_not_matter(route: Any, shape: Shape, seed: 
     )
     if route.key_rep.window is not None:
         return
+    assume(route.norm != "minmax")  # it makes the best of each row 1: equals, of which the first
     method = routed(route, base="k >= 0")
     q, k, v = real(shape, seed)
     rng = np.random.default_rng(seed)
