@@ -283,6 +283,36 @@ def _smoothed(
 # ------------------------------------------------------------------------------------------ inputs
 
 
+def _represented(
+    route: str, side: str, x: torch.Tensor, heads: int, units: int, q: torch.Tensor,
+    channels: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Return what was given to stand for units. Raises: ValueError for a wrong shape.
+
+    Args: ``heads`` are those that it is broadcast to, 0 for any; ``channels`` those of the other
+        side.
+    """
+    fits = x.dim() == 4 and x.shape[0] in (1, q.shape[0]) and heads % max(x.shape[1], 1) == 0
+    if not fits or x.shape[2] != units or channels not in (None, x.shape[3]):
+        many = f"a divisor of {heads}" if heads > 1 else "1" if heads else "any heads"
+        raise ValueError(
+            f"{NAME}: the {side} of the route {route} have the shape {tuple(x.shape)}, expected "
+            f"[{q.shape[0]} or 1, {many}, {units}, {channels or 'any'}]"
+        )
+    return x
+
+
+def _weights(route: str, weights: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Return what weighs the heads of a score. Raises: ValueError for a wrong shape."""
+    b, heads, rows = query.shape[:3]
+    if weights.dim() != 3 or weights.shape[0] not in (1, b) or weights.shape[1:] != (rows, heads):
+        raise ValueError(
+            f"{NAME}: the weights of the route {route} have the shape {tuple(weights.shape)}, "
+            f"expected [{b} or 1, {rows}, {heads}]"
+        )
+    return weights
+
+
 def _gate(route: str, gate: torch.Tensor, q: torch.Tensor, rows: int, units: int) -> torch.Tensor:
     """Return scores given from outside for every row. Shape: ``[B, Hq, rows, units]``."""
     b, heads = q.shape[:2]
@@ -316,12 +346,12 @@ def _routers(score: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return each.expand(b, heads, 1, tokens)
 
 
-def _nearness(centroids: torch.Tensor, x: torch.Tensor, heads: int) -> torch.Tensor:
+def _nearness(centroids: torch.Tensor, x: torch.Tensor, heads: int, count: int) -> torch.Tensor:
     """Return the product of each centroid with each token. Shape: ``[B, Hq, C, N]``."""
-    if heads % centroids.shape[1] or centroids.shape[-1] != x.shape[-1]:
+    if heads % centroids.shape[1] or tuple(centroids.shape[2:]) != (count, x.shape[-1]):
         raise ValueError(
             f"{NAME}: centroids have the shape {tuple(centroids.shape[1:])}, expected [a divisor "
-            f"of {heads}, C, {x.shape[-1]}]"
+            f"of {heads}, {count}, {x.shape[-1]}]"
         )
     wide = centroids.repeat_interleave(heads // centroids.shape[1], 1)
     return wide @ _wide(x).repeat_interleave(heads // x.shape[1], 1).transpose(-1, -2)

@@ -88,7 +88,13 @@ class _Select:
             self._places("query", grain, "nq", shift, self.routed.base.query_space)
             return 1
         if rep.kind == "external":
-            out.line(f'query = inputs["{rep.input}"]')
+            heads = "0" if route.score.kind == "relu_heads" else "q.shape[1]"
+            count = count_text(grain, "nq", self.routed.base.query_space)
+            given = f'"{route.name}", "queries", inputs["{rep.input}"], {heads}, {count}, q'
+            out.line(f"query = _represented({given})")
+            if route.score.kind == "relu_heads":
+                weights = f'inputs["{route.score.weights}"]'
+                out.line(f'weights = _weights("{route.name}", {weights}, query)')
         else:
             x = "_centered(q)" if rep.center else "q"
             if grain.kind == "last":
@@ -111,7 +117,12 @@ class _Select:
             return
         x = "_centered(k)" if rep.center else "k"
         if rep.kind == "external":
-            out.line(f'key = inputs["{rep.input}"]')
+            heads = "1" if route.score.kind == "relu_heads" else "q.shape[1]"
+            count = count_text(grain, "nk", space)
+            if rep.window is not None:
+                count = f"max((nk - {rep.window[0]}) // {rep.window[1]} + 1, 0)"
+            given = f'"{route.name}", "keys", inputs["{rep.input}"], {heads}, {count}, q'
+            out.line(f"key = _represented({given}, query.shape[-1])")
         elif rep.window is not None:
             pooled = {"mean": "mean(-1)", "max": "amax(-1)", "min": "amin(-1)"}[rep.kind]
             out.line(f"key = _windows({x}, {rep.window[0]}, {rep.window[1]}).{pooled}")
@@ -228,7 +239,7 @@ class _Select:
         if score.kind == "bound":
             text = f"_bound(query{rows}, key, least)"
         elif score.kind == "relu_heads":
-            text = f'_relu_heads(query{rows}, key, inputs["{score.weights}"][:, {rows[7:-1]}])'
+            text = f"_relu_heads(query{rows}, key, weights[:, {rows[7:-1]}])"
         else:
             text = f"_product(query{rows}, key)"
         out.line(f"scores = {text}{self._factor()}")
@@ -394,7 +405,8 @@ class _Select:
             factor = self._factor()
             for side, x, rep in (("queries", "q", route.query_rep), ("keys", "k", route.key_rep)):
                 text = self._rep(rep, Grain(kind="token"), x, "", None)
-                out.line(f"scores = _nearness(centroids, {text}, q.shape[1]){factor}")
+                count_of = f"q.shape[1], {route.query.sizes[0]}"
+                out.line(f"scores = _nearness(centroids, {text}, {count_of}){factor}")
                 out.line(
                     f'{side} = _chosen_tokens("{route.name}", scores, {count}, {first})'
                 )

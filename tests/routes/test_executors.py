@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,14 @@ from tests.routes.executors import (
 )
 from tests.routes.strategies import attentions, shapes
 from tests.routes.test_references import OUTPUTS, ROUNDED
+from tests.routes.zoo_ir import (
+    dsa,
+    nsa_selected,
+    routing_transformer,
+    seer,
+    top_theta,
+    xattention,
+)
 
 
 def made(name: str, dtype: torch.dtype = torch.float32, **sizes: int) -> tuple[Any, Call]:
@@ -171,3 +181,59 @@ def test_any_route_widely(method: Any, shape: Any) -> None:
     call = call_of(real(shape), {}, torch.float64)
     op = compiled(method, shape.d, shape.dv)
     check_output(op, method, call, check_selection(op, method, call))
+
+
+# ------------------------------------------------------------------------------ errors, at the call
+
+WRONG: dict[str, tuple[Any, dict[str, tuple[int, ...]], str]] = {
+    "a gate of other blocks": (
+        seer(), {"gate": (2, 4, 5, 4)}, "score of the route seer has the shape (2, 4, 5, 4)",
+    ),
+    "a gate of other heads": (seer(), {"gate": (2, 3, 5, 5)}, "a divisor of 4, 5 or 1, 5]"),
+    "no gate": (seer(), {}, "gate is missing"),
+    "thresholds of other heads": (top_theta(), {"theta": (3,)}, "expected [4]"),
+    "keys of other tokens": (
+        dsa(), {"q_index": (2, 3, 37, 4), "k_index": (2, 1, 36, 4), "w_index": (2, 37, 3)},
+        "the keys of the route dsa have the shape (2, 1, 36, 4), expected [2 or 1, 1, 37, 4]",
+    ),
+    "weights of other heads": (
+        dsa(), {"q_index": (2, 3, 37, 4), "k_index": (2, 1, 37, 4), "w_index": (2, 37, 4)},
+        "the weights of the route dsa have the shape (2, 37, 4), expected [2 or 1, 37, 3]",
+    ),
+    "other windows": (
+        nsa_selected(learned=True), {"k_cmp": (2, 2, 9, 16)}, "[2 or 1, a divisor of 4, 17, 16]",
+    ),
+    "other centroids": (
+        routing_transformer(), {"centroids": (4, 2, 16)}, "expected [a divisor of 4, 3, 16]",
+    ),
+    "a row over its capacity": (
+        xattention(mass=Fraction(1), capacity=3), {}, "selects 5, its capacity is 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_said_at_the_call(what: str) -> None:
+    method, inputs, said = WRONG[what]
+    op = compiled(method, 16, 16)
+    call = made("moba", d=16, dv=16)[1]
+    given = {name: torch.zeros(shape) for name, shape in inputs.items()}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        op.select(call.q, call.k, **given)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        op(call.q, call.k, call.v, **given)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    op, call = op_of("moba"), made("moba", d=16, dv=16)[1]
+    call.k[0, 0, 3, 1] = value
+    with pytest.raises(ValueError, match="the route moba has scores that are not finite"):
+        op.select(call.q, call.k)
+
+
+def test_a_full_row_may_drop_its_lowest_scores() -> None:
+    method = xattention(mass=Fraction(1), capacity=3, overflow="drop")
+    call = made("moba", torch.float64, d=16, dv=16)[1]
+    found = check_selection(compiled(method, 16, 16), method, call)
+    assert found["xattention"][0].shape[-1] == 3
