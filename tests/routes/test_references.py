@@ -7,18 +7,23 @@ paper and its kernels mean; where their fallback differs, ``test_traps.py`` says
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+import attnc
 from attnc.compiler import route_oracle as oracle
+from attnc.compiler.ir.routed import AnyAttention, Routed
+from attnc.compiler.passes.align import aligned
 from tests.routes import references as text
 from tests.routes import references_vision as vision
 from tests.routes.cases import CASES, Shape
 from tests.routes.data import QKV, exact, real, tied
 from tests.routes.references import Bools, Floats, Inputs, blocks
+from tests.routes.test_zoo_routes import SMALL
 
 MASKS: dict[str, Callable[..., Bools]] = {
     "moba": text.moba,
@@ -82,10 +87,12 @@ def item(inputs: Inputs, b: int) -> dict[str, Any]:
     return {n: x if n in ("centroids", "theta") else x[b] for n, x in inputs.items()}
 
 
-def check(name: str, shape: Shape, data: QKV, inputs: Inputs) -> None:
-    """Compare the oracle with the reference of a method."""
+def check(
+    name: str, shape: Shape, data: QKV, inputs: Inputs, given: AnyAttention | None = None
+) -> None:
+    """Compare the oracle with the reference of a method; of its IR, if none is ``given``."""
     q, k, v = data
-    method = CASES[name]()
+    method: Any = CASES[name]() if given is None else given
     out, lse = oracle.attend(method, q, k, v, inputs)
     for b in range(shape.b):
         if name in OUTPUTS:
@@ -131,3 +138,31 @@ def test_at_other_sizes(name: str, sizes: dict[str, int]) -> None:
     shape = CASES[name].shape(**sizes)
     inputs = CASES[name].inputs(shape, np.random.default_rng(8))
     check(name, shape, real(shape, 5), inputs)
+
+
+BY_FILE = {"anchor_attention": "anchor", "seer_attention": "seer"}
+"""Cases of files with another name."""
+
+
+@pytest.mark.parametrize("file", SMALL)
+def test_the_files_are_the_methods(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attentions of the zoo, as a user gets them, beside the same references."""
+    name = BY_FILE.get(file, file)
+    found = attnc.zoo[file](**SMALL[file][0]).routed
+    assert found is not None
+    if CASES[name].decode:
+        assert isinstance(found, Routed)
+        base, kept = (aligned(p, "bottom-right") for p in (found.base, found.kept))
+        found = replace(found, base=base, kept=kept)
+    if file == "seer_attention":  # the file keeps the diagonal
+        block = np.arange(37) // 8
+        own = np.tri(37, dtype=bool) & (block[:, None] == block)
+        monkeypatch.setitem(MASKS, "seer", lambda q, k, i: text.seer(q, k, i) | own)
+    if file == "nsa":  # its selection scores the keys that it attends to
+        learned = partial(text.nsa_selected, learned=True)
+        monkeypatch.setitem(OUTPUTS, "nsa", lambda q, k, v, i: vision.nsa(
+            q, k, v, i, learned(q, k, {"k_cmp": i["compressed_k"]})
+        ))  # fmt: skip
+    shape = CASES[name].shape()
+    inputs = CASES[name].inputs(shape, np.random.default_rng(9))
+    check(name, shape, real(shape, 8), inputs, found)
