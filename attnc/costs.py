@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnc.compiler.cost.predict import Prediction, Setting, Work
+    from attnc.compiler.cost.route_density import Sample
+    from attnc.compiler.cost.routes import RoutedPrediction
     from attnc.compiler.ir import pattern as pat
+    from attnc.compiler.ir.routed import AnyAttention
     from attnc.compiler.loaded import Loaded
     from attnc.runtime.options import AnyTileLike
 
@@ -42,7 +45,9 @@ class Costed:
         bias: str = "auto",
         inputs: Mapping[str, object] | None = None,
         extents: Mapping[str, int] | None = None,
-    ) -> Prediction:
+        samples: Mapping[str, Sample] | None = None,
+        streams: Mapping[str, int] | None = None,
+    ) -> Prediction | RoutedPrediction:
         """Predict what an op of the pattern costs on a device, without running or having it.
 
         Counts are exact; times rest on ``assumptions``, with their error. Printed, the result is
@@ -56,8 +61,29 @@ class Costed:
                 queries against a cache of ``n`` keys.
             tile, inputs, extents: as for ``blocks``.
             orders, bias: as for ``attnc.compile``.
+            samples: of what is chosen by content, by the names of routes: selections that were made
+                (``attnc.compiler.cost.route_density.Sample``). Needed where the data decides how
+                much is selected.
+            streams: of a sum of attentions: the keys that each second stream has, by its name.
+        Returns: of what is chosen by content, a ``RoutedPrediction``: expected density, stages,
+            crossover to dense and, where it is slower than that, a warning.
         Raises: ValueError for a wrong option, CompileError where an input is missing.
         """
+        routed: AnyAttention | None = self.routed  # type: ignore[attr-defined]
+        if routed is not None:
+            own = (tile, inputs, extents, orders, bias, queries)
+            if own != (None, None, None, "auto", "auto", 1):
+                raise ValueError(
+                    f"cost: `{routed.name}` is chosen by content; tile, orders, bias, queries, "
+                    "inputs and extents go with patterns"
+                )
+            return routed_cost(
+                routed, n if nq is None else nq, n if nk is None else nk, samples=samples,
+                streams=streams, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim,
+                value_dim=value_dim, dtype=dtype, device=device, work=work,
+            )
+        if samples is not None or streams is not None:
+            raise ValueError("cost: samples and streams go with what is chosen by content")
         given = self._given("cost", n, nq, nk, inputs, extents, None)  # type: ignore[attr-defined]
         from attnc.compiler.ir import pattern as pat
         from attnc.compiler.passes.bias_fold import read_bias
@@ -116,6 +142,44 @@ def setting_of(
         nq=nq, nk=nk, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=wide,
         work=chosen, **others,
     )
+
+
+def routed_cost(
+    attention: AnyAttention, nq: int | None, nk: int | None, *,
+    samples: Mapping[str, Sample] | None, streams: Mapping[str, int] | None, dtype: object,
+    **options: Any,
+) -> RoutedPrediction:  # fmt: skip
+    """Predict what is chosen by content, or a sum of attentions; lengths that spaces say win.
+
+    Raises: ValueError for a wrong option, a length or a sample that is missing.
+    """
+    from attnc.compiler.cost.route_sum import sum_cost
+    from attnc.compiler.cost.routes import route_cost
+    from attnc.compiler.ir.routed import Combined, Routed
+    from attnc.runtime.options import as_dtype
+
+    one: Any = attention
+    while not hasattr(one, "body"):
+        one = one.base if isinstance(one, Routed) else one.terms[-1].attention
+    queries, keys = (
+        own if own is not None else given
+        for own, given in zip(one.lengths, (nq, nk), strict=True)
+    )  # fmt: skip
+    asked = setting_of(
+        one, _length("nq", queries), _length("nk", keys), dtype=as_dtype(dtype), **options
+    )
+    if isinstance(attention, Combined):
+        return sum_cost(attention, asked, streams, samples)
+    if streams:
+        raise ValueError(f"`{attention.name}` has no stream of keys `{min(streams)}`")
+    assert isinstance(attention, Routed)
+    return route_cost(attention, asked, samples)
+
+
+def _length(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer from 1, got {value!r}")
+    return value
 
 
 def predict_on(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import attnc
+from attnc.cli import invoke
 from attnc.compiler import route_oracle as oracle
 from attnc.compiler.cost.predict import Setting
 from attnc.compiler.cost.route_density import Sample, expected, union
@@ -241,3 +244,73 @@ def test_published_figures() -> None:
     assert sorted(map(abs, errors.values()))[3] < 0.3
     selected = next(e for n, e in errors.items() if n.startswith("NSA 131k, selected"))
     assert abs(selected) < 0.1
+
+
+# ------------------------------------------------------------------------------ the public path
+
+
+def test_cost_of_a_loaded_attention() -> None:
+    found = attnc.zoo.moba(block=4096, top=12).cost(
+        n=1 << 20, heads=32, head_dim=128, device="h100"
+    )
+    assert found.speedup_over_dense == pytest.approx(
+        published.at(zoo.moba(4096, 12), 1 << 20).speedup_over_dense
+    )
+    assert found.bound_by == "matrix"
+    nsa = attnc.zoo.nsa().cost(n=65536, heads=16, kv_heads=1, streams={"compressed": 4095})
+    assert nsa.part_us("score") > 0
+    half = np.tril(np.ones((128, 128), dtype=bool))
+    half[:, ::2] = False
+    heavy = attnc.zoo.xattention().cost(n=16384, samples={"heavy_blocks": Sample(half)})
+    assert 0.4 < heavy.density < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("moba", {}, "nq must be an integer from 1, got None"),
+        ("moba", {"n": 64, "tile": "64x64"}, "`moba` is chosen by content; tile, orders"),
+        ("moba", {"n": 64, "work": "decode"}, "the cost of a routed decode is not modelled"),
+        ("moba", {"n": 64, "device": "cpu"}, "modelled on GPUs alone"),
+        ("moba", {"n": 64, "streams": {"x": 3}}, "`moba` has no stream of keys `x`"),
+        ("causal", {"n": 64, "streams": {"x": 3}}, "samples and streams go with"),
+        ("xattention", {"n": 64}, "what `heavy_blocks` selects depends on the data"),
+    ],
+)  # fmt: skip
+def test_what_has_no_cost_is_said(name: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        attnc.zoo[name]().cost(**given)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert invoke(["cost", "moba", "--shape", "n=4096", "--heads", "8", "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "route    nearest_blocks: 2.6 of 8 units a row, expected" in text
+    assert "warning  the route cannot win at n = 4,096" in text
+    assert "instead  nearest_blocks in the other order of loops" in text
+    path = tmp_path / "selection.npy"
+    np.save(path, np.tril(np.ones((2, 32, 32), dtype=bool)))
+    words = ["xattention", "--shape", "n=4096", "--sample", f"heavy_blocks={path}", "--json"]
+    assert invoke(["cost", *words, "--attention-share", "0.5"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["routes"][0]["measured"]
+    assert record["end_to_end"] < 2
+    assert invoke(["cost", "nsa", "--shape", "n=4096,compressed=255"]) == 0
+    assert "a sum of 3 terms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["moba", "--backward"], 2, "--backward is for patterns: of `moba`"),
+        (["moba", "--plot", "x.svg"], 2, "--plot is for patterns"),
+        (["causal", "--sample", "x=y.npy"], 2, "--sample goes with what is chosen by content"),
+        (["moba", "--sample", "x=nowhere.npy"], 2, "nowhere.npy is no .npy file"),
+        (["nsa"], 1, "`nsa` needs the number of keys of `compressed`"),
+    ],
+)
+def test_the_command_refuses(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["cost", *words]) == code
+    assert said in capsys.readouterr().err

@@ -10,6 +10,7 @@ import click
 
 from attnc.cli.mask import checked_shape
 from attnc.cli.options import (
+    InputType,
     OpenShape,
     data_options,
     heads_option,
@@ -79,6 +80,8 @@ def _calibrate(ctx: click.Context, _param: click.Parameter, wanted: bool) -> Non
 @click.option("--attention-share", type=click.FloatRange(0, 1), metavar="F",
               help="Part of a model's time that is dense attention: adds the speed-up end to end.")
 @data_options
+@click.option("--sample", "samples", type=InputType(), multiple=True, metavar="ROUTE=FILE",
+              help="A selection that a route made, as .npy: bool [..., query units, key units].")
 @click.option("--formula", is_flag=True,
               help="Also print pairs kept and computed as formulas in n.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -107,6 +110,7 @@ def command(
     queries: int | None,
     attention_share: float | None,
     inputs: dict[str, object],
+    samples: tuple[tuple[str, str], ...],
     shape: OpenShape | None,
     layer: int | None,
     formula: bool,
@@ -129,6 +133,26 @@ def command(
         raise click.UsageError("--queries goes with --decode")
     loaded = load_any(file, pattern_name, {**defines, **inputs})
     loaded = loaded if layer is None else loaded.at_layer(layer)
+    if loaded.is_routed:
+        from attnc.cli.routed import cost_routed
+
+        refused = {
+            "--backward": backward, "--decode": decode, "--tile": tile is not None,
+            "--orders": orders != "auto", "--bias": bias != "auto", "--formula": formula,
+            "--plot": plot is not None,
+        }  # fmt: skip
+        cost_routed(
+            loaded, [flag for flag, given in refused.items() if given],
+            shape or OpenShape(DEFAULT_TOKENS, DEFAULT_TOKENS), dict(samples), attention_share,
+            explain=explain, as_json=as_json,
+            options={
+                "heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim,
+                "value_dim": value_dim, "dtype": dtype, "device": device, "work": "forward",
+            },
+        )  # fmt: skip
+        return
+    if samples:
+        raise click.UsageError("--sample goes with what is chosen by content")
     pattern = align_pattern(loaded.ir, align)
     show_diagnostics(pattern.warnings)
     if not pattern.kv_heads:

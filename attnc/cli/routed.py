@@ -1,4 +1,4 @@
-"""``attnc compile`` and ``attnc run`` of what is chosen by content."""
+"""``attnc compile`` and ``attnc cost`` of what is chosen by content."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from attnc.dsl.diagnostics import CompileError, Diagnostic
 
 if TYPE_CHECKING:
+    from attnc.cli.options import OpenShape
     from attnc.compiler.loaded import Loaded
 
 
@@ -47,3 +48,59 @@ def compile_routed(
     else:
         for path in paths:
             click.echo(f"wrote {path}")
+
+
+def cost_routed(
+    loaded: Loaded, refused: list[str], shape: OpenShape, samples: dict[str, str],
+    share: float | None, *, explain: bool, as_json: bool, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Print what it costs; extents of ``shape`` are the lengths of second streams of keys.
+
+    Args: ``samples``: files of selections by route. ``refused``: flags that were given and are for
+        patterns.
+    """
+    from attnc.compiler.cost.predict import end_to_end
+    from attnc.compiler.cost.report import assumptions_text
+    from attnc.compiler.cost.route_report import explain_text
+    from attnc.costs import routed_cost
+
+    if refused:
+        raise click.UsageError(f"{refused[0]} is for patterns: of `{loaded.name}`, which is "
+                               "decided by content, the forward is predicted")  # fmt: skip
+    made = {name: _sample(name, Path(path)) for name, path in samples.items()}
+    try:
+        found = routed_cost(
+            loaded.routed, shape.nq, shape.nk, samples=made, streams=dict(shape.extents), **options
+        )
+    except ValueError as wrong:
+        raise CompileError([Diagnostic(code="ATT0406", message=str(wrong))]) from wrong
+    record, texts = found.as_dict(), [str(found), assumptions_text(found)]
+    if share is not None:
+        whole = end_to_end(found.speedup_over_dense, share)
+        record["end_to_end"] = whole
+        texts.append(f"whole    {whole:.2f} times as fast, attention being {share:.1%} of it")
+    if explain:
+        texts.append(explain_text(found))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(record, indent=2))
+    else:
+        click.echo("\n".join(texts))
+
+
+def _sample(name: str, path: Path) -> Any:
+    import numpy as np
+
+    from attnc.compiler.cost.route_density import Sample
+
+    try:
+        relation = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as wrong:
+        raise click.UsageError(f"--sample {name}: {path} is no .npy file: {wrong}") from wrong
+    if relation.dtype != bool or relation.ndim < 2:
+        raise click.UsageError(
+            f"--sample {name}: {path} is {relation.dtype} {list(relation.shape)}, expected bool "
+            "[..., query units, key units]"
+        )
+    return Sample(relation)

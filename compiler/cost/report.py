@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from attnc.compiler.cost.alternatives import Alternative
 from attnc.compiler.cost.devices import DEVICES
 from attnc.compiler.cost.model import MEANING, TERMS, Term
 from attnc.compiler.cost.predict import Prediction, Setting
+
+
+class Assumed(Protocol):
+    """A prediction of any kind: it says what it rests on."""
+
+    @property
+    def assumptions(self) -> tuple[str, ...]: ...
+
 
 WORTH = 0.02
 """What would save less than this part of the time is not worth a line."""
@@ -111,7 +120,7 @@ def to_text(found: Prediction) -> str:
     return "\n".join(lines).rstrip()
 
 
-def assumptions_text(found: Prediction) -> str:
+def assumptions_text(found: Assumed) -> str:
     """Return what the numbers rest on, a line each."""
     return "\n".join(f"assumed  {one}" for one in found.assumptions)
 

@@ -37,7 +37,10 @@ def sum_cost(
     device, lengths = device_of(setting.device), dict(streams or {})
     names = {term.keys for term in combined.terms if term.keys is not None}
     for name in sorted(names - lengths.keys()):
-        raise ValueError(f"`{combined.name}` needs the number of keys of `{name}`")
+        raise ValueError(
+            f"`{combined.name}` needs the number of keys of `{name}`: `streams`, or `--shape "
+            f"{name}=...`"
+        )
     for name in sorted(lengths.keys() - names):
         raise ValueError(f"`{combined.name}` has no stream of keys `{name}`")
     kernels: list[KernelCost] = []

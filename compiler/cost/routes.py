@@ -131,6 +131,8 @@ def route_cost(
     Raises: ValueError for a backward or a decode step, a device that is not known, a budget that
     only data can say.
     """
+    if setting.device == "cpu":
+        raise ValueError("the cost of what is chosen by content is modelled on GPUs alone")
     if setting.work != "forward":
         raise ValueError(f"the cost of a routed {setting.work} is not modelled: only its forward")
     device, given = device_of(setting.device), dict(samples or {})
