@@ -19,6 +19,7 @@ from attnc.codegen.inputs import argument, described, emit_inputs, signature, ta
 from attnc.codegen.route_shapes import emit_shapes, selection_names
 from attnc.codegen.routes import attend, selections
 from attnc.codegen.routes.paste import used
+from attnc.codegen.routes.triton_routes import emit_gpu
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.routed import Routed, RouteInput
 from attnc.compiler.ir.routed_plan import RoutedPlan
@@ -117,18 +118,8 @@ def _routed_sections(plan: RoutedPlan) -> list[tuple[str, str]]:
     )  # fmt: skip
     return [
         ("Routes", f"{used(printed, *libraries)}\n\n\n{printed}\n"),
-        ("Selected pairs on a GPU", _NO_GPU),
+        ("Selected pairs on a GPU", emit_gpu(plan)),
     ]
-
-
-_NO_GPU = '''\
-def _gpu_routed_forward(*arguments):
-    """Refuse: there are no kernels for what routes select."""
-    raise RuntimeError(f"{NAME}: what routes select is attended to on a CPU only")
-
-
-_gpu_routed_backward = _gpu_routed_forward
-'''
 
 
 def _all_routes(routed: Routed) -> str:

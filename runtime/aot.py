@@ -22,7 +22,7 @@ from attnc.codegen.learned import measured
 from attnc.codegen.triton_parts import part_loop, part_parameters
 from attnc.compiler.ir.plan import ForwardPlan, LoopPlan, Plan, Target
 
-_GPU: dict[Target, tuple[str, int | str, int]] = {
+GPUS: dict[Target, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
     "sm_100": ("cuda", 100, 32),
@@ -114,7 +114,7 @@ def compile_named(
     with tempfile.TemporaryDirectory(prefix="attnc-aot-") as folder:
         path = Path(folder) / "kernels.py"
         path.write_text(kernel_source(source_text), encoding="utf-8")
-        answer = _ask_worker(
+        answer = ask_worker(
             [_described(path, name, given, loop, loop.target) for name, given, loop in kernels]
         )
     found = []
@@ -139,7 +139,7 @@ def compile_kernels(
             path = Path(folder) / f"kernel_{number}.py"
             path.write_text(kernel_source(text), encoding="utf-8")
             descriptions.append(_job(path, plan, target, kernel))
-        answer = _ask_worker(descriptions)
+        answer = ask_worker(descriptions)
     version = str(answer["triton"])
     return [
         _result(version, plan, target, found)
@@ -150,12 +150,18 @@ def compile_kernels(
 def _result(
     version: str, plan: LoopPlan, target: Target, found: dict[str, Any]
 ) -> Artifact | RuntimeError:
+    tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
+    what = f"the kernel of `{plan.block_mask.pattern.name}` ({tile})"
+    return artifact(version, what, target, found)
+
+
+def artifact(
+    version: str, what: str, target: Target, found: dict[str, Any]
+) -> Artifact | RuntimeError:
+    """Return what the worker answered for one kernel, ``what`` in words."""
     if "error" in found:
-        tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
-        return RuntimeError(
-            f"triton {version} cannot compile the kernel of "
-            f"`{plan.block_mask.pattern.name}` for {target} ({tile}): {found['error']}"
-        )
+        wrong = found["error"]
+        return RuntimeError(f"triton {version} cannot compile {what} for {target}: {wrong}")
     sass = found["sass"]
     return Artifact(
         target=target,
@@ -220,12 +226,13 @@ def _described(
         "signature": {**signature, **dict.fromkeys(constexprs, "constexpr")},
         "constexprs": constexprs,
         "aligned": [n for n, kind in given if kind.startswith("*")],
-        "target": _GPU[target],
+        "target": GPUS[target],
         "options": {"num_warps": plan.warps, "num_stages": plan.stages},
     }
 
 
-def _ask_worker(jobs: list[dict[str, object]]) -> dict[str, Any]:
+def ask_worker(jobs: list[dict[str, object]]) -> dict[str, Any]:
+    """Compile jobs in a process of its own. Raises: RuntimeError without triton."""
     worker = Path(__file__).with_name("aot_worker.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     try:

@@ -324,7 +324,7 @@ def test_compiles_clean_for_hopper(head_dim: int, is_paged: bool, tmp_path: Path
         "target": ("cuda", 90, 32),
         "options": {"num_warps": plan.warps, "num_stages": plan.stages},
     }
-    (found,) = aot._ask_worker([job])["results"]
+    (found,) = aot.ask_worker([job])["results"]
     assert "error" not in found
     assert found["spill_bytes"] == 0
     assert found["shared_bytes"] <= SHARED_LIMIT_BYTES["sm_90"] // 2

@@ -72,14 +72,13 @@ def command(
     if loaded.is_routed:
         from attnc.cli.routed import compile_routed
 
-        compile_routed(
+        return compile_routed(
             loaded, output, as_json=as_json, explain=explain, lint=lint,
             options={
                 "head_dim": head_dim, "value_dim": value_dim, "dtype": dtype, "target": target,
                 "tile": tile, "cpu_tile": None, "align": align, "orders": orders, "bias": bias,
             },
         )  # fmt: skip
-        return None
     pattern = align_pattern(load_pattern(file, pattern_name, {**defines, **chosen}), align)
     check_heads(pattern, heads)
     dropped: tuple[str, ...] = ()

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def compile_routed(
     loaded: Loaded, output: Path, *, options: dict[str, Any], explain: bool, lint: bool,
     as_json: bool,
-) -> None:  # fmt: skip
-    """Write the modules of an attention with routes, or of a sum of attentions, and say where."""
+) -> int | None:  # fmt: skip
+    """Write the modules of an attention with routes, or of a sum of attentions, and say where.
+
+    Returns: 1 where ``lint`` found something wrong with the kernels of its routes.
+    """
     from attnc.cli.planning import needs_torch
 
-    if lint:
-        raise click.UsageError("--lint is for patterns: what routes select has no GPU kernels yet")
     try:
         from attnc.runtime.combined import CombinedOp, compile_any
         from attnc.runtime.options import options as checked
@@ -37,17 +38,35 @@ def compile_routed(
     paths = [str(each.path) for each in ops]
     if isinstance(op, CombinedOp):
         paths.append(str(output / f"{op.name}.py"))
+    findings = [finding for each in ops for finding in _findings(each.plan)] if lint else []
     if explain:
         for note in notes:
             click.echo(f"note: {note}", err=True)
     if as_json:
         import json
 
-        record = {"pattern": loaded.name, "files": paths, "notes": notes}
+        record = {"pattern": loaded.name, "files": paths, "notes": notes, "lint": findings}
         click.echo(json.dumps(record, indent=2))
     else:
         for path in paths:
             click.echo(f"wrote {path}")
+        for finding in findings:
+            click.echo(f"lint: {finding}", err=True)
+        if lint and not findings:
+            click.echo("lint: clean")
+    return 1 if findings else None
+
+
+def _findings(plan: Any) -> tuple[str, ...]:
+    """Return what is wrong with the kernels of a plan's routes; those of patterns have --lint."""
+    from attnc.codegen.routes.triton_routes import refuses
+    from attnc.compiler.ir.routed_plan import RoutedPlan
+    from attnc.runtime.lint_routes import lint_routed
+
+    if not isinstance(plan, RoutedPlan):
+        return ()
+    why = refuses(plan)
+    return (why,) if why else lint_routed(plan)
 
 
 def cost_routed(

@@ -20,6 +20,7 @@ _EXACT_TYPES = (torch.float32, torch.float64)
 # --- cut: attend ---
 
 _TALL = 256  # query rows of a unit that one group takes
+_MASKED = 128  # and those that stand near their keys, where some pairs do not count
 _PAIRS_AT_ONCE = 1 << 21  # pairs of a group, where each query has keys of its own
 _routed_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -218,7 +219,7 @@ def _by_keys(relation: _Relation, b: int, chooser: int, keep: _Keep) -> Iterator
             if bool(behind.any()):
                 yield rows[behind], keys, None
                 rows = rows[~behind]
-        for part in rows.split(2 * _TALL):
+        for part in rows.split(_MASKED):
             yield from keep.split(part, keys)
 
 
