@@ -10,8 +10,11 @@ from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir.pattern import Space
 from attnc.compiler.ir.route import Grain, Route
 from attnc.compiler.ir.routed_plan import RoutedPlan
+from attnc.compiler.passes.route_plan import CPU_RATES, fixed_form, unit_tokens
 
-LIBRARIES = ("attend_cpu.py", "attend_cpu_backward.py", "members_cpu.py", "scores.py")
+LIBRARIES = (
+    "walks_cpu.py", "attend_cpu.py", "attend_cpu_backward.py", "members_cpu.py", "scores.py"
+)  # fmt: skip
 
 
 def emit_attend(plan: RoutedPlan) -> str:
@@ -49,8 +52,8 @@ def _emit_rule(out: Writer, plan: RoutedPlan) -> None:
         keep = "_counts"
     by_head = "h" in ex.free_vars(rest) or any("h" in ex.free_vars(r) for r in ex.reads(rest))
     out.line(
-        f"_RULE = _Rule(keep={keep}, past_free={plan.past_free}, ahead={plan.ahead}, "
-        f"by_head={by_head}, bottom_right={base.align == 'bottom-right'})"
+        f"_RULE = _Rule(keep={keep}, past_free={plan.past_free}, itself={plan.itself}, "
+        f"ahead={plan.ahead}, by_head={by_head}, bottom_right={base.align == 'bottom-right'})"
     )
     out.line()
     out.line()
@@ -70,7 +73,8 @@ def _emit_relations(out: Writer, plan: RoutedPlan) -> None:
                     Grain(kind="token") if route.emit == "slashes" else route.key, "nk",
                     base.key_space, 1,
                 )
-                out.line(f'_Relation("{form(route)}", *{name}, {queries}, {keys}),')
+                walk = _form(route, name, plan.head_dim + plan.value_dim)
+                out.line(f"_Relation({walk}, *{name}, {queries}, {keys}),")
         out.line("]")
     out.line()
     out.line()
@@ -115,21 +119,16 @@ def _backward_head(out: Writer) -> None:
     out.line("):")
 
 
-def form(route: Route) -> str:
-    """Return how a CPU walks what a route selects.
-
-    By ``rows`` where many queries share a selection, by ``keys`` where each token chooses units of
-    16 tokens and more (a unit is read once for all that chose it), else ``tokens``: a row of keys
-    for each query.
-    """
-    if route.emit == "slashes":
-        return "slashes"
-    if route.query.kind != "token" or route.widen > 1:
-        return "rows"
-    size = 1
-    for side in route.key.sizes:
-        size *= side
-    return "keys" if route.key.kind == "cell" or size >= 16 else "tokens"
+def _form(route: Route, name: str, channels: int) -> str:
+    """Return which loop walks what a route selected, as text: a name, or what decides at a call."""
+    form = fixed_form(route)
+    if form is not None:
+        return f'"{form}"'
+    rates = CPU_RATES
+    return (
+        f"_form({name}, q, k, {unit_tokens(route)}, {channels}, call={rates.call}, "
+        f"merge={rates.merge}, pair={rates.pair}, copy={rates.copy})"
+    )
 
 
 def _units(grain: Grain, length: str, space: Space | None, widen: int) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from attnc.codegen.routes.attend_cpu import (
-    _groups,
+from attnc.codegen.routes.attend_cpu import _own_keys
+from attnc.codegen.routes.walks_cpu import (
+    _At,
     _membership,
+    _pick,
+    _pieces,
     _Relation,
     _Rule,
-    _stack_weights,
     _stacks,
 )
 
@@ -32,44 +34,49 @@ def _routed_gradients(
     if grad_lse is not None:
         delta = delta - grad_lse.to(exact)
     shift = lse.masked_fill(lse == -math.inf, 0.0).to(exact)
-    for b, heads, kv, rows, keys, keep in _groups(relations, rule, q, k, data):
-        at, to = q[b, heads][:, rows].to(exact), k[b, kv][:, keys].to(exact)
-        values, back = v[b, kv][:, keys].to(exact), grad_out[b, heads][:, rows].to(exact)
-        grouped = (len(to), -1)
-        s = (at.unflatten(0, grouped) @ to[:, None].transpose(-1, -2)).flatten(0, 1) * scale
-        p = (s - shift[b, heads][:, rows, None]).exp_()
-        if keep is not None:
-            p.masked_fill_(~keep, 0.0)
-        dp = (back.unflatten(0, grouped) @ values[:, None].transpose(-1, -2)).flatten(0, 1)
-        ds = (dp - delta[b, heads][:, rows, None]).mul_(p).mul_(scale)
-        _add(dq[b, heads], rows, (ds.unflatten(0, grouped) @ to[:, None]).flatten(0, 1))
-        wide = ds.unflatten(0, grouped).transpose(-1, -2)
-        _add(dk[b, kv], keys, (wide @ at.unflatten(0, grouped)).sum(1))
-        wide = p.unflatten(0, grouped).transpose(-1, -2)
-        _add(dv[b, kv], keys, (wide @ back.unflatten(0, grouped)).sum(1))
+    for b, heads, kv, piece in _pieces(relations, rule, q, k, data):
+        at, back, near, d = (
+            _pick(x[b, heads], piece.rows).to(exact).unflatten(0, (kv.stop - kv.start, -1))
+            for x in (q, grad_out, shift, delta)
+        )  # [heads of k, group, rows, ...]
+        to, values = (_pick(x[b, kv], piece.keys).to(exact)[:, None] for x in (k, v))
+        p = (at @ to.mT).mul_(scale).sub_(near[..., None]).exp_()
+        if piece.triangle:
+            p.tril_()
+        elif piece.keep is not None:
+            p.masked_fill_(~piece.keep, 0.0)
+        ds = (back @ values.mT).sub_(d[..., None]).mul_(p).mul_(scale)
+        _add(dq[b, heads], piece.rows, (ds @ to).flatten(0, 1))
+        _add(dk[b, kv], piece.keys, (ds.mT @ at).sum(1))
+        _add(dv[b, kv], piece.keys, (p.mT @ back).sum(1))
     for number, relation in enumerate(relations):
         if relation.form != "tokens":
             continue
         earlier = [_membership(r) for r in relations[:number]]
-        for b, heads, kv, rows, keys, counts in _stacks(relation, rule, earlier, q, k, data):
-            own = lse[b, heads][:, rows].to(exact)
-            p, _ = _stack_weights(q[b, heads][:, rows], k[b, kv], keys, counts, scale, own)
-            back = grad_out[b, heads][:, rows].to(exact)
-            values, to = v[b, kv][:, keys].to(exact), k[b, kv][:, keys].to(exact)
-            grouped = (len(to), -1)
-            dp = torch.einsum("ghrd,grnd->ghrn", back.unflatten(0, grouped), values)
-            ds = (dp.flatten(0, 1) - delta[b, heads][:, rows, None]) * p * scale
-            at = q[b, heads][:, rows].to(exact)
-            for x, y, into, gathered in ((ds, at, dk, to), (p, back, dv, None)):
-                own_group, rest = x.unflatten(0, grouped), y.unflatten(0, grouped)
-                found = torch.einsum("ghrn,ghrd->grnd", own_group, rest)
-                into[b, kv].index_add_(1, keys.flatten(), found.flatten(1, 2))
-                if gathered is not None:
-                    found = torch.einsum("ghrn,grnd->ghrd", own_group, gathered)
-                    _add(dq[b, heads], rows, found.flatten(0, 1))
+        for b, heads, kv, rows, keys, counts in _stacks(relation, rule, earlier, q, k, v, data):
+            at, back, near, d = (
+                x[b, heads, rows].to(exact).unflatten(0, (kv.stop - kv.start, -1)).movedim(2, 0)
+                for x in (q, grad_out, shift, delta)
+            )  # [rows, heads of k, group, ...]
+            to, values = (_own_keys(x[b, kv], keys).to(exact) for x in (k, v))
+            p = (at @ to.mT).mul_(scale).sub_(near[..., None]).exp_()
+            p.masked_fill_(~counts[:, None, None], 0.0)
+            ds = (back @ values.mT).sub_(d[..., None]).mul_(p).mul_(scale)
+            _add(dq[b, heads], rows, (ds @ to).movedim(0, 2).flatten(0, 1))
+            for own, other, into in ((ds, at, dk), (p, back, dv)):
+                _add_own(into[b, kv], keys, own.mT @ other)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _add(into: torch.Tensor, at: torch.Tensor, part: torch.Tensor) -> None:
+def _add(into: torch.Tensor, at: _At, part: torch.Tensor) -> None:
     """Add to distinct rows. Shape: into ``[H, N, D]``, part ``[H, rows, D]``."""
-    into[:, at] = into[:, at] + part
+    if isinstance(at, slice):
+        into[:, at] += part
+    else:
+        into.index_copy_(1, at, into.index_select(1, at).add_(part))
+
+
+def _add_own(into: torch.Tensor, keys: torch.Tensor, part: torch.Tensor) -> None:
+    """Add to the keys of each row, one after the other. Shape: part ``[rows, H, n, D]``."""
+    for head in range(len(into)):
+        into[head].index_add_(0, keys.flatten(), part[:, head].flatten(0, 1))

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from attnc.codegen.routes.attend_cpu import _Keep, _one_group, _Rule
+from attnc.codegen.routes.attend_cpu import _one_piece, _widened_to
+from attnc.codegen.routes.walks_cpu import _Keep, _Piece, _Rule
 
 # --- cut: members ---
 
@@ -51,14 +52,13 @@ def _member_attention(
     lse = q.new_full(q.shape[:3], -math.inf, dtype=exact)
     group = q.shape[1] // k.shape[1]
     wide = max(q.shape[3], v.shape[3])
-    q_, k_, v_ = (torch.nn.functional.pad(x, (0, wide - x.shape[3])) for x in (q, k, v))
+    q_, k_, v_ = (_widened_to(x, wide) for x in (q, k, v))
     weights = _member_weights(queries, score, q.shape[2], exact)
     for b, h, c, rows, own, keep in _member_groups(queries, keys, rule, q, k, data):
         kv = h // group
-        part, _ = _one_group(
-            q_[b, h : h + 1][:, rows], k_[b, kv : kv + 1][:, own], v_[b, kv : kv + 1][:, own],
-            scale, keep,
-        )
+        given = (q_[b, h : h + 1], rows), (k_[b, kv : kv + 1], own), (v_[b, kv : kv + 1], own)
+        at_q, at_k, at_v = (x.index_select(1, at) for x, at in given)
+        part, _ = _one_piece(at_q, at_k, at_v, scale, _Piece(rows, own, keep))
         weight = weights[b, h, c, : len(rows), None]
         out[b, h, rows] = out[b, h, rows] + part[0, :, : v.shape[3]] * weight
     return out.to(q.dtype), lse

@@ -16,8 +16,9 @@ class RoutedPlan:
 
     ``kept``: the plan of what is attended at any rate (and of the sink); None: there is nothing.
     ``rest``: what a selected pair has to meet to count: in the base, and not kept at any rate.
-    ``past_free``: proved that every key that stands before the query meets it. ``ahead``: whether
-    a key that stands after the query may meet it (False: proved that none does).
+    ``past_free``: proved that every key that stands before the query meets it. ``itself``: proved
+    that the one that stands where the query does meets it. ``ahead``: whether a key that stands
+    after the query may meet it (False: proved that none does).
     ``refuses_training``: why gradients would be of no use: a query's selection depends on later
     tokens, under a mask that hides these. "" where nothing is wrong.
     """
@@ -26,6 +27,7 @@ class RoutedPlan:
     kept: Plan | None
     rest: ex.BoolExpr
     past_free: bool
+    itself: bool
     ahead: bool
     head_dim: int
     value_dim: int

@@ -39,9 +39,11 @@ def build_routed(
     base = routed.base
     rest = (base if is_nothing(routed.kept) else routed.rest).predicate
     behind, ahead = _sides(base)
+    itself = ex.and_(ex.not_(behind), ex.not_(ahead))
     return RoutedPlan(
         routed=routed, kept=kept, rest=rest,
         past_free=never(base, ex.and_(behind, ex.not_(rest))),
+        itself=never(base, ex.and_(itself, ex.not_(rest))),
         ahead=not never(base, ex.and_(ahead, hull(rest))), refuses_training=why,
         head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, notes=tuple(notes),
     )
