@@ -69,6 +69,11 @@ class Pattern(Costed):
         return self._source.routed
 
     @property
+    def tuned(self) -> dict[str, Any]:
+        """What its file states for ``compile`` and ``cost`` in a ``tune``: tile, orders, ..."""
+        return {} if isinstance(self._source, pat.Pattern) else self._source.tuned
+
+    @property
     def name(self) -> str:
         """The name it was defined with."""
         return self._source.name
@@ -368,8 +373,8 @@ def compile(
     tile: AnyTileLike | None = None,
     cpu_tile: TileLike | None = None,
     align: str = "top-left",
-    orders: str | Sequence[int] = "auto",
-    bias: str = "auto",
+    orders: str | Sequence[int] | None = None,
+    bias: str | None = None,
     folder: str | Path | None = None,
     cache: bool = True,
 ) -> Op:
@@ -393,6 +398,8 @@ def compile(
             position i ("top-left"), or at ``i + K - Q`` ("bottom-right"), as the last tokens of
             the keys' sequence. Queries in front of that sequence see nothing, and inputs are as
             long as it. A decode step always has its queries at the end.
+            Not given, these and the next two are as the file says in a ``tune`` of the pattern,
+            and else as the compiler finds best.
         orders: the token orders that disjoint parts of the pattern may take: what pays ("auto"),
             none but the natural one ("natural"), or residue classes, as ``(1, 64)``: what lies at
             multiples of 64 runs in classes of tokens 64 apart. The mask is the same.
@@ -413,9 +420,13 @@ def compile(
     from attnc.runtime.op import compile_pattern
     from attnc.runtime.options import options
 
+    stated = p.tuned
     chosen = options(
-        head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target, tile=tile,
-        cpu_tile=cpu_tile, align=align, orders=orders, bias=bias,
+        head_dim=head_dim, value_dim=value_dim, dtype=dtype, target=target,
+        tile=stated.get("tile") if tile is None else tile,
+        cpu_tile=stated.get("cpu_tile") if cpu_tile is None else cpu_tile, align=align,
+        orders=stated.get("orders", "auto") if orders is None else orders,
+        bias=stated.get("bias", "auto") if bias is None else bias,
     )
     if p.routed is not None:
         from attnc.runtime.combined import compile_any

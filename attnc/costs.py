@@ -41,8 +41,8 @@ class Costed:
         work: str = "forward",
         queries: int = 1,
         tile: AnyTileLike | None = None,
-        orders: str | Sequence[int] = "auto",
-        bias: str = "auto",
+        orders: str | Sequence[int] | None = None,
+        bias: str | None = None,
         inputs: Mapping[str, object] | None = None,
         extents: Mapping[str, int] | None = None,
         samples: Mapping[str, Sample] | None = None,
@@ -59,8 +59,8 @@ class Costed:
                 --calibrate`` has measured it.
             work: "forward", "backward" (that alone), or "decode": a step of ``queries`` last
                 queries against a cache of ``n`` keys.
-            tile, inputs, extents: as for ``blocks``.
-            orders, bias: as for ``attnc.compile``.
+            inputs, extents: as for ``blocks``.
+            tile, orders, bias: as for ``attnc.compile``.
             samples: of what is chosen by content, by the names of routes: selections that were made
                 (``attnc.compiler.cost.route_density.Sample``). Needed where the data decides how
                 much is selected.
@@ -72,7 +72,7 @@ class Costed:
         routed: AnyAttention | None = self.routed  # type: ignore[attr-defined]
         if routed is not None:
             own = (tile, inputs, extents, orders, bias, queries)
-            if own != (None, None, None, "auto", "auto", 1):
+            if own != (None, None, None, None, None, 1):
                 raise ValueError(
                     f"cost: `{routed.name}` is chosen by content; tile, orders, bias, queries, "
                     "inputs and extents go with patterns"
@@ -96,6 +96,10 @@ class Costed:
             source = self._source.with_inputs(given["inputs"])
             ir = source.ir
             given["nq"], given["nk"], data = source.data(**given)
+        stated: dict[str, Any] = self.tuned  # type: ignore[attr-defined]
+        tile = stated.get("cpu_tile" if device == "cpu" else "tile") if tile is None else tile
+        orders = stated.get("orders", "auto") if orders is None else orders
+        bias = stated.get("bias", "auto") if bias is None else bias
         asked = setting_of(
             ir, given["nq"], given["nk"], heads=heads, kv_heads=kv_heads, batch=batch,
             head_dim=head_dim, value_dim=value_dim, dtype=as_dtype(dtype), device=device,

@@ -17,6 +17,7 @@ from attnc.dsl.diagnostics import CompileError, Diagnostic
 from attnc.dsl.limits import deep_recursion
 from attnc.dsl.resolve import Module, Named, Names
 from attnc.dsl.suggest import did_you_mean
+from attnc.dsl.tunes import stated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,23 @@ class Loaded:
                     self.named, {**self.values, **self.sizes}, layer=self.layer
                 )
         return self._routed
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """What the file states of the compiler's choices for this item: tile, orders and so on.
+
+        Raises: CompileError where these are no choices of what is decided by content.
+        """
+        items = self.named.module.file.items
+        own = [i for i in items if isinstance(i, ast.Tune) and i.name == self.name]
+        if own and self.is_routed:
+            raise CompileError([Diagnostic(
+                code="ATT0340", span=own[0].name_span,
+                message=f"`{self.name}` is chosen by content, and a tune is of a pattern whose "
+                "pairs are known",
+                help="leave the tune out",
+            )])  # fmt: skip
+        return dict(stated(own[0])) if own else {}
 
     def lower_early(self) -> None:
         """Raise what is wrong with the values; what waits for sizes or a layer is for later."""

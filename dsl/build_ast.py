@@ -116,15 +116,15 @@ class BuildAst:
         return ast.Attention(**_header(c), score=softmax.score, **parts)
 
     def route_item(self, c: Children) -> ast.Route:
-        clauses = tuple(x for x in c if isinstance(x, ast.Clause))
-        seen: set[str] = set()
-        for clause in clauses:
-            if clause.name in seen:
-                raise _twice(clause.name, clause.span)
-            seen.add(clause.name)
+        clauses = _clauses(c)
         params = next((x for x in c if isinstance(x, tuple)), ())
         return ast.Route(
             name=c[1].name, params=params, clauses=clauses, span=_span(c), name_span=c[1].span
+        )
+
+    def tune_item(self, c: Children) -> ast.Tune:
+        return ast.Tune(
+            name=c[1].name, clauses=_clauses(c), span=_span(c), name_span=c[1].span
         )
 
     def clause(self, c: Children) -> ast.Clause:
@@ -429,6 +429,17 @@ def _mixed(c: Children, other: str) -> Refused:
         "put parentheses around the part that comes first",
         "readers disagree on which comes first, and the sets can differ",
     )  # fmt: skip
+
+
+def _clauses(c: Children) -> tuple[ast.Clause, ...]:
+    """Return the clauses of a route or a tune. Raises: Refused where one is given twice."""
+    clauses = tuple(x for x in c if isinstance(x, ast.Clause))
+    seen: set[str] = set()
+    for clause in clauses:
+        if clause.name in seen:
+            raise _twice(clause.name, clause.span)
+        seen.add(clause.name)
+    return clauses
 
 
 def _twice(name: str, span: Span) -> Refused:

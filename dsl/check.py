@@ -8,8 +8,8 @@ from typing import TypeAlias
 from attnc.dsl import nodes as ast
 from attnc.dsl.check_base import LENGTHS, MAX_FOUND, Entry, Memory, Scope
 from attnc.dsl.check_call import arguments
-from attnc.dsl.check_route import RouteChecker
 from attnc.dsl.check_space import PLAIN
+from attnc.dsl.check_tune import TuneChecker
 from attnc.dsl.cycles import cycles
 from attnc.dsl.diagnostics import Diagnostic
 from attnc.dsl.kinds import BOOL, INT, LAYER, Kind, Time, of_patterns, show_type
@@ -44,7 +44,7 @@ def check(module: Module) -> tuple[Diagnostic, ...]:
     return tuple(sorted(found, key=lambda d: d.severity != "error"))
 
 
-class _Checker(RouteChecker):
+class _Checker(TuneChecker):
     """Checks one module; diagnostics gather in ``found``."""
 
     def inside(self, module: Module) -> _Checker:
@@ -83,6 +83,8 @@ class _Checker(RouteChecker):
                         self.route(item, scope)
                     else:
                         self.combine(item, scope)
+                case ast.Tune():
+                    self.tune(item)
                 case ast.Import() | ast.Param() | ast.Heads() | ast.Input():
                     pass
 

@@ -191,4 +191,13 @@ TYPE_CODES: tuple[Code, ...] = (
         "pattern p heads h: 8 =\n    { q -> k, h : h < 4 and k <= q }"
         " | { q -> k, h : h >= 4 and k >= q }",
     ),
+    Code(
+        "ATT0340", "a tune that says what it cannot",
+        "A tune states choices of the compiler for a pattern or attention of its file: `tile`, "
+        "`cpu_tile`, `orders`, `bias`.",
+        "They decide how fast it runs and not what it computes, so they are numbers and words that "
+        "are there before anything is compiled. Flags and arguments of a call come before them.",
+        "pattern p = causal\ntune p = { tile: 64 }",
+        "pattern p = causal\ntune p = { tile: [64, 64] }",
+    ),
 )

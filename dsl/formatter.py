@@ -16,7 +16,7 @@ _CLOSES = {"(": ")", "[": "]", "{": "}"}
 _WORD_OPERANDS = ("true", "false")
 # Items whose `=` ends a header, and the words in them that may stand on a line of their own.
 _DEFINITIONS = (
-    "pattern", "score", "attention", "route", "combine", "space", "fn", "input",
+    "pattern", "score", "attention", "route", "combine", "tune", "space", "fn", "input",
 )  # fmt: skip
 _QUANTIFIERS = ("exists", "forall")
 _HANGING = {"|": 2, "&": 2, "++": 3}  # set and space operators, with the blank after them
@@ -143,7 +143,7 @@ class _Spacing:
         self.awaits_body = ""  # the token just read, if it is one that a body follows
         # For each open bracket, how many colons with blanks on both sides it waits for: those of
         # its quantifiers, and in braces the one of the builder, which is read first. The braces of
-        # a route hold clauses.
+        # a route or a tune hold clauses.
         self.levels = [0]
         self.item = ""
         self.builder_colon = False
@@ -153,7 +153,7 @@ class _Spacing:
         blank = self._blank(token)
         text = token.text
         self.item = self.item or text
-        builds = text == "{" and self.item != "route"
+        builds = text == "{" and self.item not in ("route", "tune")
         self.unary = text == "~" or (text in ("-", "*") and not self.operand)
         if binder or (token.kind == "word" and text in ("exists", "forall")):
             self.levels[-1] += 1

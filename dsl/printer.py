@@ -57,6 +57,9 @@ def show_item(item: ast.Item) -> str:
         case ast.Route(name=name, clauses=clauses):
             said = ", ".join(f"{c.name}: {show_expr(c.value)}" for c in clauses)
             return f"route {name}{_given(item.params)} = {{ {said} }}"
+        case ast.Tune(name=name, clauses=clauses):
+            said = ", ".join(f"{c.name}: {show_expr(c.value)}" for c in clauses)
+            return f"tune {name} = {{ {said} }}"
         case ast.Combine(name=name, body=body):
             return f"combine {name}{_given(item.params)} = {show_expr(body)}"
 

@@ -74,7 +74,7 @@ class Names:
                 self.routes.setdefault(item.name, Named(item, module))
             case ast.Combine():
                 self.combines.setdefault(item.name, Named(item, module))
-            case ast.Import() | ast.Param() | ast.Heads():
+            case ast.Import() | ast.Param() | ast.Heads() | ast.Tune():
                 pass
 
     def take(self, name: str, other: Names) -> bool:
@@ -318,6 +318,7 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
     definitions: dict[str, Span] = {}
     values: dict[str, Span] = {}
     spaces: dict[str, Span] = {}
+    tunes: dict[str, Span] = {}
     heads: Span | None = None
     for item in file.items:
         match item:
@@ -336,6 +337,10 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
                 yield from _once(definitions, name, item.name_span, "route")
             case ast.Combine(name=name):
                 yield from _once(definitions, name, item.name_span, "combine")
+            case ast.Tune(name=name):
+                yield from _once(
+                    tunes, name, item.name_span, "tune", "write all clauses in one of them"
+                )
             case ast.SpaceDef(name=name):
                 yield from _once(spaces, name, item.span, "space")
             case ast.Param(name=name):
@@ -366,7 +371,9 @@ def _duplicates(file: ast.File) -> Iterator[Diagnostic]:
                 yield from _once(own, argument.name, argument.span, "parameter")
 
 
-def _once(seen: dict[str, Span], name: str, span: Span, sort: str) -> Iterator[Diagnostic]:
+def _once(
+    seen: dict[str, Span], name: str, span: Span, sort: str, help: str = "rename one of the two"
+) -> Iterator[Diagnostic]:
     if name not in seen:
         seen[name] = span
         return
@@ -375,5 +382,5 @@ def _once(seen: dict[str, Span], name: str, span: Span, sort: str) -> Iterator[D
         message=f"{sort} `{name}` is defined twice",
         span=span,
         notes=(f"first defined on line {seen[name].line}",),
-        help="rename one of the two",
+        help=help,
     )

@@ -8,7 +8,7 @@ from attnc.dsl.scanner import RESERVED, Token
 
 ITEM_WORDS = (
     "pattern", "param", "heads", "kv_heads", "space", "input", "fn", "score", "attention", "route",
-    "combine", "import",
+    "combine", "tune", "import",
 )  # fmt: skip
 CLAUSE_WORDS = ("on", "heads", "kv_heads", "layers", "require")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")

@@ -339,6 +339,12 @@ _ITEMS: st.SearchStrategy[ast.Item] = st.one_of(
         NAMES, _GIVEN, st.dictionaries(NAMES, _SMALL, min_size=1, max_size=3),
     ),
     st.builds(
+        lambda name, clauses: ast.Tune(
+            name=name, clauses=tuple(ast.Clause(name=n, value=v) for n, v in clauses.items()),
+        ),
+        NAMES, st.dictionaries(NAMES, _SMALL, min_size=1, max_size=3),
+    ),
+    st.builds(
         lambda name, params, body: ast.Combine(name=name, params=params, body=body),
         NAMES, _GIVEN, _SMALL,
     ),

@@ -47,7 +47,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
-    bias: str,
+    bias: str | None,
     heads: int | None,
     layer: int | None,
     output: Path,
@@ -60,6 +60,7 @@ def command(
     from attnc.cli.planning import (
         artifact_facts,
         backward_findings,
+        choices,
         clean_tile,
         compile_ahead,
         needs_torch,
@@ -76,17 +77,20 @@ def command(
             loaded, output, as_json=as_json, explain=explain, lint=lint,
             options={
                 "head_dim": head_dim, "value_dim": value_dim, "dtype": dtype, "target": target,
-                "tile": tile, "cpu_tile": None, "align": align, "orders": orders, "bias": bias,
+                "tile": tile, "cpu_tile": None, "align": align, "orders": orders or "auto",
+                "bias": bias or "auto",
             },
         )  # fmt: skip
     pattern = align_pattern(load_pattern(file, pattern_name, {**defines, **chosen}), align)
     check_heads(pattern, heads)
+    chosen_by = choices(loaded, tile, orders, bias)
+    tile = chosen_by.pop("tile")
     dropped: tuple[str, ...] = ()
     picked = tile is None
     if lint and picked:
         tile, dropped = clean_tile(pattern, head_dim, value_dim, dtype, target)
     plan = plan_for(
-        pattern, head_dim, value_dim, dtype, target, tile, orders=orders, bias=bias, backward=True
+        pattern, head_dim, value_dim, dtype, target, tile, **chosen_by, backward=True
     )
     if lint and picked:
         plan, more = with_clean_backward(plan)

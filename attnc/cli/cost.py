@@ -101,7 +101,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
-    bias: str,
+    bias: str | None,
     heads: int | None,
     kv_heads: int | None,
     batch: int,
@@ -124,6 +124,7 @@ def command(
     off that was where it could be checked. Dense attention beside it visits every key.
     """
     from attnc.cli.inputs import align_pattern, load_any, refuse_heads
+    from attnc.cli.planning import choices
     from attnc.cli.terminal import show_diagnostics
     from attnc.costs import setting_of
 
@@ -138,7 +139,7 @@ def command(
 
         refused = {
             "--backward": backward, "--decode": decode, "--tile": tile is not None,
-            "--orders": orders != "auto", "--bias": bias != "auto", "--formula": formula,
+            "--orders": orders is not None, "--bias": bias is not None, "--formula": formula,
             "--plot": plot is not None,
         }  # fmt: skip
         cost_routed(
@@ -162,11 +163,13 @@ def command(
         open_shape = checked_shape(shape, loaded)
     nq, nk, data = loaded.data(open_shape.nq, open_shape.nk, extents=dict(open_shape.extents))
 
+    chosen = choices(loaded, tile, orders, bias, on_cpu=device == "cpu")
+    del chosen["cpu_tile"]
+
     def at(nq: int, nk: int) -> Setting:
         return setting_of(
             pattern, nq, nk, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim,
-            value_dim=value_dim, dtype=dtype, device=device, tile=tile, orders=orders, bias=bias,
-            queries=queries or 1,
+            value_dim=value_dim, dtype=dtype, device=device, queries=queries or 1, **chosen,
             work="decode" if decode else "backward" if backward else "forward",
         )
 

@@ -53,7 +53,7 @@ def command(
     tile: object,
     align: str,
     orders: object,
-    bias: str,
+    bias: str | None,
     heads: int | None,
     inputs: dict[str, object],
     shape: OpenShape | None,
@@ -100,11 +100,11 @@ def command(
         elif stage == "blocks" and isinstance(tile, BoxTiling):
             text, record = emit_boxes(loaded, tile, shape or OpenShape())
         else:
-            from attnc.cli.planning import plan_for
+            from attnc.cli.planning import choices, plan_for
 
             plan = plan_for(
-                pattern, head_dim, value_dim, dtype, target, tile, orders=orders, bias=bias,
-                backward=stage == "plan",
+                pattern, head_dim, value_dim, dtype, target, backward=stage == "plan",
+                **choices(loaded, tile, orders, bias, on_cpu=target == "cpu"),
             )
             if explain:
                 for note in plan.notes:

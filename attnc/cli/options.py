@@ -261,8 +261,10 @@ def shape_option(help_text: str) -> Callable[[F], F]:
                         metavar="n=TOKENS", help=help_text)
 
 
-def read_orders(context: click.Context, parameter: click.Parameter, value: str) -> object:
-    """Read ``--orders``."""
+def read_orders(context: click.Context, parameter: click.Parameter, value: str | None) -> object:
+    """Read ``--orders``; None: it was not given."""
+    if value is None:
+        return None
     from attnc.compiler.passes.token_order import read_orders as read
 
     try:
@@ -277,15 +279,16 @@ def plan_options(command: F) -> F:
         click.option("--align", type=click.Choice(ALIGNMENTS), default="top-left",
                      show_default=True, help="Where queries stand if there are fewer or more of "
                      "them than keys: query i at i, or so that the last one is at the last key."),
-        click.option("--orders", default="auto", callback=read_orders, metavar="M,M",
+        click.option("--orders", callback=read_orders, metavar="M,M",
                      help="Token orders that parts of the pattern may take: auto, natural or "
-                     "residue classes, such as 1,64.  [default: auto]"),
-        click.option("--bias", type=click.Choice(("auto", "add", "fold")), default="auto",
-                     show_default=True, help="How separable terms of a score are added: by cost, "
-                     "pair by pair, or folded."),
+                     "residue classes, such as 1,64 (default: as the file says, else auto)."),
+        click.option("--bias", type=click.Choice(("auto", "add", "fold")),
+                     help="How separable terms of a score are added: by cost, pair by pair, or "
+                     "folded (default: as the file says, else auto)."),
         click.option("--tile", type=TileType(boxes=True), callback=read_tile, metavar="QxK",
-                     help="Tile shape in tokens, such as 128x64 (default: the plan picks); on a "
-                     "grid also boxes, 4x4x8,4x4x8, or the word boxes for the best."),
+                     help="Tile shape in tokens, such as 128x64; on a grid boxes, 4x4x8,4x4x8, "
+                     "or the word boxes for the best (default: as the file says, else the plan "
+                     "picks)."),
         click.option("--dtype", type=click.Choice(DTYPE_NAMES), default="bf16",
                      show_default=True, help="Element type of q, k and v."),
         click.option("--value-dim", type=click.IntRange(16, 256), metavar="DV",

@@ -12,12 +12,36 @@ if TYPE_CHECKING:
     from attnc.compiler.ir.gridmask import BoxTiling
     from attnc.compiler.ir.pattern import Pattern
     from attnc.compiler.ir.plan import Plan
+    from attnc.compiler.loaded import Loaded
     from attnc.runtime.aot import Artifact
+
+
+def choices(
+    loaded: Loaded, tile: object, orders: object, bias: object, *, on_cpu: bool = False
+) -> dict[str, Any]:
+    """Return ``tile``, ``cpu_tile``, ``orders`` and ``bias``: flags, else what the file states.
+
+    ``on_cpu``: the flag ``--tile`` is that of the executor.
+    """
+    from attnc.compiler.ir.blockmask import Tiling
+    from attnc.compiler.ir.gridmask import BoxTiling
+
+    stated = loaded.tuned
+    found = {"tile": tile, "cpu_tile": None, "orders": orders, "bias": bias}
+    for name, value in stated.items():
+        if name in ("tile", "cpu_tile") and value != "boxes":
+            value = BoxTiling(*value) if isinstance(value[0], tuple) else Tiling(*value)
+        if found[name] is None:
+            found[name] = value
+    if on_cpu:
+        found["tile"] = found["cpu_tile"] if tile is None else tile
+        found["cpu_tile"] = None
+    return {**found, "orders": found["orders"] or "auto", "bias": found["bias"] or "auto"}
 
 
 def plan_for(
     pattern: Pattern, head_dim: int, value_dim: int | None, dtype: str, target: str, tile: object,
-    *, orders: Any = "auto", bias: Any = "auto", backward: bool = False,
+    *, cpu_tile: object = None, orders: Any = "auto", bias: Any = "auto", backward: bool = False,
 ) -> Plan:
     """Build the plan that the flags ask for; ``--target cpu --tile`` sets the CPU tile.
 
@@ -47,7 +71,7 @@ def plan_for(
             dtype=cast(Any, dtype),
             target=cast(Any, "sm_90" if on_cpu else target),
             tile=None if on_cpu else cast(Any, tile),
-            cpu_tile=cast(Tiling | None, tile) if on_cpu else None,
+            cpu_tile=cast(Tiling | None, tile if on_cpu else cpu_tile),
             orders=orders,
             bias=bias,
             backward=backward,

@@ -242,7 +242,7 @@ def run(
     nq, nk, on_gpu, pattern = q.shape[2], k.shape[2], q.is_cuda, loaded.ir
     steps.step(f"compiling {pattern.name}")
     op = compile_op(
-        Face(pattern),
+        Face(loaded),
         head_dim=q.shape[-1],
         value_dim=v.shape[-1],
         dtype=q.dtype,

@@ -49,6 +49,7 @@ from attnc.dsl.nodes.items import (
     Route,
     Score,
     SpaceDef,
+    Tune,
     Type,
 )
 from attnc.dsl.nodes.sets import (
@@ -136,6 +137,7 @@ __all__ = [
     "SetUnion",
     "Space",
     "SpaceDef",
+    "Tune",
     "Type",
     "Unary",
     "UnionOver",
@@ -223,6 +225,8 @@ def children(node: Node) -> tuple[Node, ...]:
             return (*params, *_some(on, heads), score, over, *_some(node.sink, node.scale))
         case Route(params=params, clauses=clauses):
             return (*params, *clauses)
+        case Tune(clauses=clauses):
+            return clauses
         case Clause(value=value):
             return (value,)
         case Combine(params=params, body=body):

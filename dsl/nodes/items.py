@@ -176,7 +176,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clause:
-    """``keys: block(64)``: one thing that a route says."""
+    """``keys: block(64)``: one thing that a route says, or a tune."""
 
     name: str
     value: Expr
@@ -215,6 +215,19 @@ class Combine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tune:
+    """``tune near = { tile: [64, 64], orders: [1, 64] }``: choices of the compiler, stated.
+
+    ``name`` is a pattern or attention of the same file; what is computed stays the same.
+    """
+
+    name: str
+    clauses: tuple[Clause, ...]
+    span: Span = span_field()
+    name_span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
     """``import a, b from "file.attn"``: patterns of another file, relative to this one."""
 
@@ -235,6 +248,7 @@ Item: TypeAlias = (
     | Attention
     | Route
     | Combine
+    | Tune
 )
 
 
