@@ -25,7 +25,11 @@ def _best(scores: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
         most = min(max(count, 0), scores.shape[-1])
         if most == 0:
             return torch.zeros_like(scores, dtype=torch.bool)
-        least = scores.topk(most, sorted=False).values.amin(-1, keepdim=True)
+        least = _least_of_best(scores, most)
+        if scores.device.type == "cpu":
+            found = scores >= least.clamp(min=torch.finfo(scores.dtype).min)
+            if int(found.sum(-1, dtype=torch.int32).amax()) <= most:
+                return found
     else:
         ordered = scores.sort(-1, descending=True).values
         at = (count - 1).clamp(0, scores.shape[-1] - 1)
@@ -36,6 +40,21 @@ def _best(scores: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
     if int(equal.sum(-1).amax()) > 1 if scores.device.type == "cpu" else True:
         equal = equal & (equal.cumsum(-1) <= missing)
     return above | (equal & (missing > 0))
+
+
+def _least_of_best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the ``count``-th largest of the last dimension. Shape: ``[..., 1]``."""
+    units, rows = scores.shape[-1], scores[..., 0].numel()
+    if scores.device.type != "cpu" or count > 8 or units > 64 * count or rows < 512 * count:
+        return scores.topk(count, sorted=False).values.amin(-1, keepdim=True)
+    # Few of not many: unit by unit into a list of the best, all rows at a time.
+    best = scores.new_full((count, rows), float("-inf"))
+    for new in scores.reshape(rows, units).t().contiguous():
+        for place in best:
+            less = torch.minimum(place, new)
+            torch.maximum(place, new, out=place)
+            new = less
+    return best[-1].view(*scores.shape[:-1], 1)
 
 
 def _by_mass(
@@ -121,12 +140,19 @@ def _listed(found: torch.Tensor, room: int) -> tuple[torch.Tensor, torch.Tensor]
 
     Shape: ``[..., room]`` and ``[...]``.
     """
-    count = found.sum(-1)
+    count = found.sum(-1, dtype=torch.int32)
+    if found.device.type == "cpu":
+        at = found.flatten(0, -2).nonzero()
+        first = count.flatten().cumsum(0) - count.flatten()
+        slot = torch.arange(len(at)) - first[at[:, 0]] + at[:, 0] * room
+        index = torch.full((*found.shape[:-1], room), -1, dtype=torch.int32)
+        index.view(-1)[slot] = at[:, 1].to(torch.int32)
+        return index, count
     index = torch.full((*found.shape[:-1], room + 1), -1, dtype=torch.int32, device=found.device)
     slot = torch.where(found, found.cumsum(-1) - 1, room)
     every = torch.arange(found.shape[-1], dtype=torch.int32, device=found.device)
     index.scatter_(-1, slot, every.expand(found.shape))
-    return index[..., :room].contiguous(), count.to(torch.int32)
+    return index[..., :room].contiguous(), count
 
 
 def _filled(

@@ -17,7 +17,8 @@ NAME = "moba"
 
 # --- cut: scores ---
 
-_WORKSPACE_BYTES = 32 << 20  # scores of a stretch of query rows
+_WORKSPACE_BYTES = 4 << 20  # scores of a stretch of query rows; on a CPU they fit the cache
+_GPU_WORKSPACE_BYTES = 32 << 20
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -25,9 +26,12 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _stretches(rows: int, row_bytes: int, step: int = 1) -> Iterator[tuple[int, int]]:
+def _stretches(
+    rows: int, row_bytes: int, step: int, device: torch.device
+) -> Iterator[tuple[int, int]]:
     """Cut rows into stretches, multiples of ``step``, whose scores fit the workspace."""
-    most = max(_WORKSPACE_BYTES // max(row_bytes, 1) // step, 1) * step
+    room = _WORKSPACE_BYTES if device.type == "cpu" else _GPU_WORKSPACE_BYTES
+    most = max(room // max(row_bytes, 1) // step, 1) * step
     for top in range(0, rows, most):
         yield top, min(top + most, rows)
 
@@ -176,10 +180,23 @@ def _relu_heads(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torc
     return (found * _wide(weights).transpose(1, 2)[..., None]).sum(1, keepdim=True)
 
 
+def _only(scores: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return scores, -inf elsewhere. They are no NaN: a minimum is cheaper than a choice."""
+    return torch.minimum(scores, torch.where(where, float("inf"), float("-inf")))
+
+
+def _first_of_all(scores: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return scores, inf there."""
+    return torch.maximum(scores, torch.where(where, float("inf"), float("-inf")))
+
+
 def _finite(route: str, scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Return scores, -inf where invisible. Raises: ValueError for others that are no numbers."""
-    if scores.device.type == "cpu" and not bool((scores.isfinite() | ~visible).all()):
-        raise ValueError(f"{NAME}: the route {route} has scores that are not finite")
+    if scores.device.type == "cpu":
+        if bool(scores.sum().isfinite()):  # then each of them is, too
+            return _only(scores, visible)
+        if not bool((scores.isfinite() | ~visible).all()):
+            raise ValueError(f"{NAME}: the route {route} has scores that are not finite")
     return scores.masked_fill(~visible, float("-inf"))
 
 
@@ -206,8 +223,11 @@ def _pooled(
 ) -> torch.Tensor:
     """Reduce visible scores over dimensions by "sum", "mean" or "max" (-inf where none is)."""
     if op == "max":
-        return x.masked_fill(~visible, float("-inf")).amax(dims)
-    total = x.masked_fill(~visible, 0.0).sum(dims)
+        return _only(x, visible).amax(dims)
+    total = x.masked_fill(~visible, 0.0)
+    for dim in dims:  # one after the other is faster
+        total = total.sum(dim, keepdim=True)
+    total = total.squeeze(dims)
     if op == "sum":
         return total
     count = visible.expand(x.shape).sum(dims).clamp(min=1)

@@ -37,6 +37,7 @@ class _Select:
 
     def __init__(self, routed: Routed, route: Route) -> None:
         self.routed, self.route, self.out = routed, route, Writer()
+        self.narrow = False
         self.shift = "nk - nq" if routed.base.align == "bottom-right" else "0"
 
     def text(self) -> str:
@@ -68,9 +69,12 @@ class _Select:
         if isinstance(route.select, Near):
             out.line(f"anchors = _anchors_{route.name}(q, k, inputs)")
         if route.compete == "row" and route.query.kind != "last":
-            row_bytes = f"q.shape[0] * q.shape[1] * {self._key_count()} * {4 * step}"
+            heads = "query.shape[1]" if route.score.kind == "relu_heads" else "q.shape[1]"
+            row_bytes = f"q.shape[0] * {heads} * {self._key_count()} * {4 * step}"
             out.line("parts = []")
-            with out.block(f"for top, end in _stretches(rows, {row_bytes}, {route.widen}):"):
+            cut = f"_stretches(rows, {row_bytes}, {route.widen}, q.device)"
+            with out.block(f"for top, end in {cut}:"):
+                self._narrow()
                 self._stretch(step)
                 out.line("parts.append(_listed(found, room))")
             heads = {"one": "1", "kv": "k.shape[1]", "query": "q.shape[1]"}[route.heads]
@@ -216,7 +220,7 @@ class _Select:
         rows = f"[:, :, {start}:{stop}]"
         near = f"(query_at[0][{start}:{stop}], query_at[1][{start}:{stop}])"
         self._scores(rows)
-        out.line(f'visible = _seen("{route.visible}", {near}, key_at)')
+        out.line(f'visible = _seen("{route.visible}", {near}, {self._cut("key_at")})')
         out.line(f'scores = _finite("{route.name}", scores, visible)')
         if route.norm == "softmax":
             out.line("scores = _softmax(scores)")
@@ -226,7 +230,8 @@ class _Select:
         self._reduce(step, start, stop)
         if isinstance(route.select, TopP):
             out.line(f'_no_negative("{route.name}", scores, visible)')
-        out.line('scores = scores.masked_fill(~visible, float("-inf"))')
+        if route.norm != "none" or route.reduce:
+            out.line("scores = _only(scores, visible)")
         self._choose()
 
     def _scores(self, rows: str) -> None:
@@ -234,24 +239,59 @@ class _Select:
         score = route.score
         if score.kind == "external":
             out.line(f'gate = _gate("{route.name}", inputs["{score.input}"], q, rows, units)')
-            out.line(f"scores = _wide(gate{rows})")
+            out.line(f"scores = _wide(gate{rows}{'[..., :near]' if self.narrow else ''})")
             return
         if score.kind == "bound":
-            text = f"_bound(query{rows}, key, least)"
+            text = f"_bound(query{rows}, {self._cut('key')}, {self._cut('least')})"
         elif score.kind == "relu_heads":
-            text = f"_relu_heads(query{rows}, key, weights[:, {rows[7:-1]}])"
+            text = f"_relu_heads(query{rows}, {self._cut('key')}, weights[:, {rows[7:-1]}])"
         else:
-            text = f"_product(query{rows}, key)"
-        out.line(f"scores = {text}{self._factor()}")
+            text = f"_product(query{rows}, {self._cut('key')})"
+        factor = self._factor()
+        out.line(f"scores = {text}{f'.mul_({factor})' if factor else ''}")
+
+    def _narrow(self) -> None:
+        """Print how many units the last row of a stretch may reach; what is beyond is not scored.
+
+        ``near`` counts what is scored, ``close`` what is selected from.
+        """
+        route, out = self.route, self.out
+        self.narrow = route.visible != "all" and route.key.kind in ("token", "block") and (
+            route.query.kind in ("token", "block")
+        )
+        if not self.narrow:
+            return
+        tokens = route.query.sizes[0] if route.query.kind == "block" else 1
+        last = "end" if tokens == 1 else f"min(end * {tokens}, nq)"
+        shift = "" if self.shift == "0" else f" + {self.shift}"
+        wide = route.key.sizes[0] if route.key.kind == "block" else 1
+        out.line(f"close = min(max(-(-({last}{shift}) // {wide}), 1), units)")
+        fine = self._fine(route.key, route.key_rep)
+        if route.key_rep.window is not None:
+            out.line(f"near = min(-(-close * {wide} // {route.key_rep.window[1]}), key.shape[2])")
+        elif route.score.kind != "external" and fine != route.key:
+            ratio = self._ratio(route.key, fine)
+            out.line(f"near = min(close * {ratio}, key.shape[2])")
+        else:
+            out.line("near = close")
+
+    def _cut(self, name: str) -> str:
+        """Return what is left of a name of keys where scores are narrow."""
+        if not self.narrow:
+            return name
+        if name.endswith("_at"):
+            own = "close" if name == "unit_at" else "near"
+            return f"({name}[0][:{own}], {name}[1][:{own}])"
+        return f"{name}[:, :, :near]"
 
     def _factor(self) -> str:
-        """Return what scales a product, as text behind it."""
+        """Return what scales a product, as text; "" where nothing does."""
         score, factor = self.route.score, ""
         if score.scale == "head_dim":
-            factor = " * q.shape[3] ** -0.5"
+            factor = "q.shape[3] ** -0.5"
         elif score.scale is not None:
-            factor = f" * {float(score.scale)!r}"
-        return factor if score.divisor == 1 else f"{factor} / {score.divisor}"
+            factor = f"{float(score.scale)!r}"
+        return factor if score.divisor == 1 else f"{factor or '1.0'} / {score.divisor}"
 
     def _reduce(self, step: int, start: str, stop: str) -> None:
         route, out = self.route, self.out
@@ -277,7 +317,8 @@ class _Select:
                     strides = (window // stride, route.key.sizes[0] // stride)
                     out.line(
                         f"scores, visible = _over_windows("
-                        f'scores, visible, units, {strides}, "{one.op}")'
+                        f'scores, visible, {"close" if self.narrow else "units"}, {strides}, '
+                        f'"{one.op}")'
                     )
                 case "smooth":
                     out.line(f'scores = _smoothed(scores, visible, {one.width}, "{one.op}")')
@@ -295,7 +336,7 @@ class _Select:
         if has == {True, False}:
             out.line("extra = extra & ~counted")
         if False in has:
-            out.line('scores = scores.masked_fill(extra, float("-inf"))')
+            out.line("scores = _only(scores, ~extra)")
         kept = " | ".join(n for n, flag in (("counted", True), ("extra", False)) if flag in has)
         alone = isinstance(route.select, Above | Near)  # no pool: each score by itself
         flat = route.compete != "row" and route.query.kind != "last" and not alone
@@ -304,9 +345,8 @@ class _Select:
         if kept:
             out.line(f"found = found | {kept}")
         if route.widen > 1 or route.capacity is not None:
-            inf = 'float("inf")'
-            score = f"scores.masked_fill({kept}, {inf})" if kept else "scores"
-            out.line(f'order = {score}.masked_fill(~found, float("-inf"))')
+            score = f"_first_of_all(scores, {kept})" if kept else "scores"
+            out.line(f"order = _only({score}, found)")
             if route.widen > 1:
                 out.line(f"order = _widened(order, {route.widen})")
             out.line(f'found = _within("{route.name}", order, room, "{route.overflow}")')
@@ -325,13 +365,13 @@ class _Select:
             places = "row_at[0][top:end]"
             own = f"_own_cells({cells}, units, {places})"
         else:
-            own = f"_own({near}, unit_at, nk)"
+            own = f"_own({near}, {self._cut('unit_at')}, nk)"
         text = {
             "own": own, "first": f"_first({own}, {keep.count})",
             "recent": f"_recent({own}, {keep.count})",
         }[keep.what]
         if route.visible != "all":
-            text = f'{text} & _seen("reached", {near}, unit_at)'
+            text = f'{text} & _seen("reached", {near}, {self._cut("unit_at")})'
         return f"({text})"
 
     def _pool(self) -> tuple[str, str]:
@@ -346,9 +386,8 @@ class _Select:
 
     def _selected(self, counts: bool, pooled: str) -> str:
         route, rule = self.route, self.route.select
-        inf = 'float("inf")'
         scores = f"scores{pooled}"
-        taken = f"scores.masked_fill(counted, {inf}){pooled}" if counts else scores
+        taken = f"_first_of_all(scores, counted){pooled}" if counts else scores
         if isinstance(rule, TopK):
             budget = str(rule.count)
             if pooled:
@@ -372,7 +411,7 @@ class _Select:
                     ".sum(-1, keepdim=True)"
                 )
                 charged = "charged"
-                scores = f'scores.masked_fill(counted, float("-inf")){pooled}'
+                scores = f"_only(scores, ~counted){pooled}"
             return (
                 f'_by_mass({scores}, {charged}, {float(rule.mass)!r}, "{rule.crossing}", '
                 f"{rule.least})"
@@ -406,7 +445,8 @@ class _Select:
             for side, x, rep in (("queries", "q", route.query_rep), ("keys", "k", route.key_rep)):
                 text = self._rep(rep, Grain(kind="token"), x, "", None)
                 count_of = f"q.shape[1], {route.query.sizes[0]}"
-                out.line(f"scores = _nearness(centroids, {text}, {count_of}){factor}")
+                scaled = f" * ({factor})" if factor else ""
+                out.line(f"scores = _nearness(centroids, {text}, {count_of}){scaled}")
                 out.line(
                     f'{side} = _chosen_tokens("{route.name}", scores, {count}, {first})'
                 )
