@@ -73,18 +73,26 @@ def _one_piece(
     """Attend in one piece. Shape: q ``[H, rows, D]``, k and v ``[heads of k, keys, D]``."""
     (heads, rows), keep, mask = q.shape[:2], piece.keep, None
     group = heads // k.shape[0]
-    if group > 1 and piece.triangle:
+    if piece.side:
         k, v = (x.repeat_interleave(group, 0) for x in (k, v))
-    elif group > 1:  # heads that share keys are rows
+        return _triangles(q, k, v, scale, piece.side)
+    if group > 1:  # heads that share keys are rows
         q = q.reshape(k.shape[0], group * rows, q.shape[2])
     if keep is not None:
         mask = torch.zeros(keep.shape, dtype=q.dtype).masked_fill_(~keep, -math.inf)
         mask = mask.repeat(group, 1)[None, None]
-    out, lse = _routed_flash(
-        q[None], k[None], v[None], 0.0, piece.triangle, attn_mask=mask, scale=scale
-    )
+    out, lse = _routed_flash(q[None], k[None], v[None], 0.0, False, attn_mask=mask, scale=scale)
     out, lse = out.reshape(heads, rows, -1), lse.reshape(heads, rows)
     return (out, lse) if keep is None else _without_keys(out, lse, ~keep.any(1))
+
+
+def _triangles(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend in triangles along a diagonal. Shape: ``[H, n * side, D]``."""
+    each = [x.unflatten(1, (-1, side)).transpose(0, 1) for x in (q, k, v)]  # [n, H, side, D]
+    out, lse = _routed_flash(*each, 0.0, True, scale=scale)
+    return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)
 
 
 def _without_keys(
@@ -123,13 +131,12 @@ def _take_in(
     out: torch.Tensor, lse: torch.Tensor, rows: _At, part: torch.Tensor, own: torch.Tensor
 ) -> None:
     """Merge a part into the rows of a result. Shape: out ``[H, Q, Dv]``, part ``[H, rows, Dv]``."""
-    before = _pick(lse, rows)
+    before, merged, own = _pick(lse, rows), _pick(out, rows), own.to(lse.dtype)
+    weight = torch.sigmoid(own - before).nan_to_num_(0.0)  # -inf beside -inf: no key
+    merged.lerp_(part.to(out.dtype), weight[..., None])
     after = torch.logaddexp(before, own)
-    old, new = (torch.exp(x - after).nan_to_num_(0.0)[..., None] for x in (before, own))
-    merged = _pick(out, rows)
-    merged.mul_(old).addcmul_(part.to(out.dtype), new)
     if isinstance(rows, slice):
         lse[:, rows] = after
     else:
         out.index_copy_(1, rows, merged)
-        lse.index_copy_(1, rows, after.to(lse.dtype))
+        lse.index_copy_(1, rows, after)

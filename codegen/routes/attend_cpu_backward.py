@@ -40,15 +40,21 @@ def _routed_gradients(
             for x in (q, grad_out, shift, delta)
         )  # [heads of k, group, rows, ...]
         to, values = (_pick(x[b, kv], piece.keys).to(exact)[:, None] for x in (k, v))
+        if piece.side:  # one more dimension, of triangles
+            at, back, near, d, to, values = (
+                x.unflatten(2, (-1, piece.side)) for x in (at, back, near, d, to, values)
+            )
         p = (at @ to.mT).mul_(scale).sub_(near[..., None]).exp_()
-        if piece.triangle:
+        if piece.side:
             p.tril_()
         elif piece.keep is not None:
             p.masked_fill_(~piece.keep, 0.0)
         ds = (back @ values.mT).sub_(d[..., None]).mul_(p).mul_(scale)
-        _add(dq[b, heads], piece.rows, (ds @ to).flatten(0, 1))
-        _add(dk[b, kv], piece.keys, (ds.mT @ at).sum(1))
-        _add(dv[b, kv], piece.keys, (p.mT @ back).sum(1))
+        wide, narrow = dq.shape[3], dv.shape[3]
+        _add(dq[b, heads], piece.rows, (ds @ to).reshape(heads.stop - heads.start, -1, wide))
+        many = kv.stop - kv.start
+        _add(dk[b, kv], piece.keys, (ds.mT @ at).sum(1).view(many, -1, wide))
+        _add(dv[b, kv], piece.keys, (p.mT @ back).sum(1).view(many, -1, narrow))
     for number, relation in enumerate(relations):
         if relation.form != "tokens":
             continue

@@ -53,7 +53,7 @@ def _normed(x: torch.Tensor) -> torch.Tensor:
 def _in_blocks(x: torch.Tensor, tokens: int, fill: float) -> torch.Tensor:
     """Return blocks, the last one filled up. Shape: ``[B, H, blocks, tokens, D]``."""
     missing = -x.shape[2] % tokens
-    whole: torch.Tensor = F.pad(_wide(x), (0, 0, 0, missing), value=fill)
+    whole = F.pad(_wide(x), (0, 0, 0, missing), value=fill) if missing else _wide(x).contiguous()
     return whole.view(*whole.shape[:2], -1, tokens, whole.shape[3])
 
 

@@ -19,7 +19,8 @@ import torch
 _At = slice | torch.Tensor  # some tokens of a side: a stretch of them, or any
 _TALL = 256  # query rows of a piece, where its keys are copied for them
 _MANY = 1024  # and where they are not
-_LONG = 4096  # keys of a piece; so many fit the cache
+_LONG = 2048  # keys of a piece; so many fit the cache
+_TRIANGLES = 4096  # query rows of a piece of triangles
 _MASKED = 128  # query rows of a piece in which some pairs do not count
 _COPIED_BYTES = 8 << 20  # keys and values of a stack, where each query has keys of its own
 
@@ -74,7 +75,7 @@ class _Piece(NamedTuple):
     rows: _At
     keys: _At
     keep: torch.Tensor | None = None  # bool [rows, keys]; None: all count
-    triangle: bool = False  # as many rows as keys; of each row the keys up to its own number
+    side: int = 0  # of triangles: so many rows see as many keys, each those up to its own number
 
 
 class _Rule(NamedTuple):
@@ -155,11 +156,34 @@ def _pieces(
         for b, heads, kv, chooser in _head_blocks(relation, q, k, single):
             keep = _Keep(rule, earlier, b, heads, q.shape, k.shape, data)
             walk = {"rows": _by_rows, "keys": _by_keys, "slashes": _by_tiles}[relation.form]
-            for rows, keys, mask, triangle in walk(relation, b, chooser, keep):
+            triangles = []
+            for piece in walk(relation, b, chooser, keep):
+                rows, keys, mask, side = piece
+                if side:
+                    triangles.append((_ends(rows)[0], _ends(keys)[0], side))
+                    continue
                 for first in range(0, _count(keys) if _count(rows) else 0, _LONG):
                     part = _cut(keys, first, first + _LONG)
                     own = mask if mask is None else mask[:, first : first + _LONG]
-                    yield b, heads, kv, _Piece(rows, part, own, triangle)
+                    yield b, heads, kv, _Piece(rows, part, own)
+            for piece in _joined(triangles):
+                yield b, heads, kv, piece
+
+
+def _joined(triangles: Sequence[tuple[int, int, int]]) -> Iterator[_Piece]:
+    """Put triangles of one side that follow each other together: first row, first key, side."""
+    at = 0
+    while at < len(triangles):
+        row, key, side = triangles[at]
+        most = at + max(_TRIANGLES // side, 1)
+        stop = at + 1
+        while stop < min(len(triangles), most) and (
+            triangles[stop] == (row + (stop - at) * side, key + (stop - at) * side, side)
+        ):
+            stop += 1
+        rows = (stop - at) * side
+        yield _Piece(slice(row, row + rows), slice(key, key + rows), None, side)
+        at = stop
 
 
 def _head_blocks(
@@ -222,7 +246,7 @@ class _Keep:
         if upper - lower + 1 == _count(keys):
             keys = slice(lower, upper + 1)
         if self.triangle and isinstance(rows, slice) and keys == slice(least, most + 1):
-            yield _Piece(rows, keys, None, True)
+            yield _Piece(rows, keys, None, most - least + 1)
         else:
             yield from self.masked(rows, keys)
 
