@@ -14,6 +14,7 @@ from attnc.codegen.triton_predicate import (
 )
 from attnc.compiler.ir import expr as ex
 from attnc.compiler.ir import score as sc
+from attnc.compiler.ir.pattern import Pattern
 from attnc.compiler.ir.plan import LoopPlan
 
 Source = Literal["tensor", "batch", "side", "number"]
@@ -41,7 +42,11 @@ _POINTERS = {"int": "*i64", "bool": "*u8", "real": "*fp32"}
 
 def input_arguments(plan: LoopPlan) -> tuple[InputArgument, ...]:
     """Return the arguments for what a kernel reads: tensors first, then numbers."""
-    pattern, read = plan.block_mask.pattern, frozenset(_reads(plan))
+    return arguments_of(plan.block_mask.pattern, frozenset(_reads(plan)))
+
+
+def arguments_of(pattern: Pattern, read: frozenset[str]) -> tuple[InputArgument, ...]:
+    """Return the arguments for those inputs, extents and sizes of a pattern that are read."""
     tensors = [given for given in pattern.inputs if given.name in read and given.dims]
     found = [
         InputArgument(

@@ -111,7 +111,7 @@ class KernelTerms:
         if self.sides.inverse:
             shared = not heads_apart(plan)
         self.head = "kv_head" if shared else "h"
-        ranges, inputs = _ranges(pattern), {one.name: one for one in pattern.inputs}
+        ranges, inputs = known_ranges(pattern), {one.name: one for one in pattern.inputs}
         self.tile = TritonDialect(
             {**self.sides.tile_names(), "h": self.head}, {**TILE_RANGES, **ranges}, inputs
         )
@@ -206,7 +206,7 @@ def _lines(loads: Iterable[Load], *, in_loop: bool) -> tuple[str, ...]:
     return tuple(line for load in loads if load.in_loop == in_loop for line in load.lines)
 
 
-def _ranges(pattern: Pattern) -> Ranges:
+def known_ranges(pattern: Pattern) -> Ranges:
     """Return what is known of heads, lengths and inputs of one pattern."""
     heads = {"h": (0, pattern.heads - 1 if pattern.heads else 2**20)}
     lengths: dict[str, tuple[int | None, int | None]] = {}

@@ -17,9 +17,8 @@ from attnc.codegen import module as whole
 from attnc.codegen.data import pasted
 from attnc.codegen.inputs import argument, described, emit_inputs, signature, takes_inputs
 from attnc.codegen.route_shapes import emit_shapes, selection_names
-from attnc.codegen.routes import attend, selections
+from attnc.codegen.routes import attend, gpu_attend, selections
 from attnc.codegen.routes.paste import used
-from attnc.codegen.routes.triton_routes import emit_gpu
 from attnc.codegen.writer import Writer
 from attnc.compiler.ir.routed import Routed, RouteInput
 from attnc.compiler.ir.routed_plan import RoutedPlan
@@ -111,14 +110,17 @@ _kept_cpu_backward = _kept_gpu_forward = _kept_gpu_backward = _kept_cpu_forward
 def _routed_sections(plan: RoutedPlan) -> list[tuple[str, str]]:
     """Print the selection of each route and the executors of what they select."""
     routed = plan.routed
-    libraries = tuple(dict.fromkeys((*selections.LIBRARIES, *attend.LIBRARIES)))
+    libraries = dict.fromkeys(
+        (*selections.LIBRARIES, *attend.LIBRARIES, *gpu_attend.LIBRARIES)
+    )
+    kernels = gpu_attend.emit_gpu(plan)
     printed = "\n\n\n".join(
         [selections.emit_select(routed), _all_routes(routed), emit_shapes(routed),
          attend.emit_attend(plan)]
     )  # fmt: skip
     return [
-        ("Routes", f"{used(printed, *libraries)}\n\n\n{printed}\n"),
-        ("Selected pairs on a GPU", emit_gpu(plan)),
+        ("Routes", f"{used(printed + kernels, *libraries)}\n\n\n{printed}\n"),
+        ("Selected pairs on a GPU", kernels),
     ]
 
 

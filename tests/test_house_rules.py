@@ -30,8 +30,8 @@ PASTED = tuple(
         "cpu_executor", "cpu_gathered", "cpu_gathered_backward", "cpu_parts", "cpu_schedule",
         "cpu_windows", "decode_contract", "decode_cpu", "learned_sums", "op_contract", "op_inputs",
         "op_registration", "routed_contract", "routes/attend_cpu", "routes/attend_cpu_backward",
-        "routes/choose", "routes/members_cpu", "routes/scores", "routes/walks_cpu", "tables",
-        "tile_bounds", "transforms", "varlen_contract",
+        "routes/choose", "routes/gpu_lists", "routes/members_cpu", "routes/scores",
+        "routes/walks_cpu", "tables", "tile_bounds", "transforms", "varlen_contract",
     )
 )  # fmt: skip
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

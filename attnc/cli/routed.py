@@ -59,7 +59,7 @@ def compile_routed(
 
 def _findings(plan: Any) -> tuple[str, ...]:
     """Return what is wrong with the kernels of a plan's routes; those of patterns have --lint."""
-    from attnc.codegen.routes.triton_routes import refuses
+    from attnc.codegen.routes.gpu_attend import refuses
     from attnc.compiler.ir.routed_plan import RoutedPlan
     from attnc.runtime.lint_routes import lint_routed
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnc.codegen.routes.triton_routes import refuses
+from attnc.codegen.routes.gpu_attend import refuses
 from attnc.compiler.ir.routed import Routed
 from tests.kernels import skip_without_interpreter
 from tests.routes.cases import CASES
