@@ -70,8 +70,7 @@ class Loaded:
         Raises: CompileError where the values do not fit, or a size that must be known is not, and
             for what is decided by content: that has no pattern IR.
         """
-        if self.is_routed:
-            raise CompileError([_decided_by_content(self.named.item)])
+        self._refuse_routed()
         if self._ir is None:
             with deep_recursion():
                 self._ir = self._lowered()
@@ -163,6 +162,7 @@ class Loaded:
         """
         from attnc.compiler.oracle import dense
 
+        self._refuse_routed()
         given = self._given(nq, nk, inputs, extents, layer)
         try:
             return dense(self.named, given)
@@ -200,6 +200,7 @@ class Loaded:
         """Return the shape of the mask; no pair is looked at."""
         from attnc.compiler.oracle import shape
 
+        self._refuse_routed()
         return shape(self.named, self._given(nq, nk, None, extents, layer))
 
     def scores(
@@ -218,6 +219,7 @@ class Loaded:
         """
         from attnc.compiler.oracle import scores
 
+        self._refuse_routed()
         given = self._given(nq, nk, inputs, extents, layer)
         try:
             return scores(self.named, given, dot)
@@ -274,6 +276,11 @@ class Loaded:
         self._refuse_unknown(extents or {}, self.size_names, "extent")
         chosen = self.layer if layer is None else layer
         return Given(self.values, (nq, nk), all_inputs, {**self.sizes, **(extents or {})}, chosen)
+
+    def _refuse_routed(self) -> None:
+        """Raise where there is no mask: what is decided by content has none before the call."""
+        if self.is_routed:
+            raise CompileError([_decided_by_content(self.named.item)])
 
     def _explain(self) -> None:
         """Raise what only parameter values show, a zero divisor say: lowering finds its place."""

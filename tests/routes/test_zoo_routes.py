@@ -170,3 +170,11 @@ def test_no_tokens(sides: tuple[int, int]) -> None:
     assert out.shape == (1, 2, nq, 16)
     assert not out.any()
     assert (lse == -np.inf).all()
+
+
+def test_what_is_chosen_by_content_has_no_mask() -> None:
+    for name in ("moba", "nsa"):
+        pattern = attnc.zoo[name]()
+        for ask in (lambda p: p.mask(16), lambda p: p.blocks(16), lambda p: p.ir):
+            with pytest.raises(attnc.CompileError, match="ATT0336"):
+                ask(pattern)
