@@ -151,7 +151,7 @@ def _result(
     version: str, plan: LoopPlan, target: Target, found: dict[str, Any]
 ) -> Artifact | RuntimeError:
     tile = f"tile {plan.tiling}, {plan.warps} warps, {plan.stages} stages"
-    what = f"the kernel of `{plan.block_mask.pattern.name}` ({tile})"
+    what = f"the kernel of `{plan.block_mask.pattern.name}` for {target} ({tile})"
     return artifact(version, what, target, found)
 
 
@@ -161,7 +161,7 @@ def artifact(
     """Return what the worker answered for one kernel, ``what`` in words."""
     if "error" in found:
         wrong = found["error"]
-        return RuntimeError(f"triton {version} cannot compile {what} for {target}: {wrong}")
+        return RuntimeError(f"triton {version} cannot compile {what}: {wrong}")
     sass = found["sass"]
     return Artifact(
         target=target,

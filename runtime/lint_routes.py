@@ -39,7 +39,7 @@ def compile_routed_kernels(
     found: list[dict[str, Artifact | RuntimeError]] = [{} for _ in plans]
     for (number, name), result in zip(owners, answer["results"], strict=True):
         plan = plans[number]
-        what = f"{name} of `{plan.routed.name}`"
+        what = f"{name} of `{plan.routed.name}` for {plan.target}"
         found[number][name] = aot.artifact(str(answer["triton"]), what, plan.target, result)
     return found
 
